@@ -1,0 +1,274 @@
+"""Training a TopK sparse autoencoder (Gao et al. 2024, arXiv:2406.04093) on residual activations.
+
+    z = ReLU(TopK((x - b_dec) W_enc + b_enc)),   x_hat = z W_dec + b_dec
+    loss = |x - x_hat|^2 / Var(x) + 1/32 * |e - e_hat|^2 / Var(e),   e = x - x_hat, e_hat from the top k_aux dead latents (AuxK)
+
+Decoder rows keep unit norm: the gradient's component along each row is removed, and rows are renormalised after the step.
+The data are scaled to a mean norm of sqrt(d_in) while training; the scale is folded out exactly at the end, so the SAE
+works on raw residuals. Gradients are sparse (`sparse_grad`); all else is plain Adam with warm-up and linear decay.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import torch
+
+from sae_explore.errors import InputError
+from sae_explore.sae import Sae, topk_rows
+from sae_explore.sparse_grad import decode_rows, topk_gradients
+from sae_explore.types import SaeSpec
+
+AUX_COEFFICIENT = 1 / 32
+_SAMPLE = 16_384  # rows from which scale, variance, centre and the encoder's scale are estimated
+_AUX_ROWS = 1_024  # rows of a batch on which AuxK is computed: an unbiased estimate at bounded cost
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """What decides the result. Zero means: chosen from the data, as `resolved` says."""
+
+    latents: int = 2_048
+    k: int = 32
+    epochs: int = 15
+    lr: float = 0.0  # 2e-4 / sqrt(latents / 2^14), more for few steps
+    batch_tokens: int = 0  # so that a small corpus still gets 2,000 steps, between 512 and 4,096
+    dead_after: int = 0  # tokens without firing after which a latent counts as dead: 5 % of all tokens seen, at most 10 M
+    seed: int = 0
+
+    def resolved(self, tokens: int, d_in: int) -> TrainConfig:
+        """The same with every choice made for this many tokens an epoch."""
+        if self.latents < 1 or self.k < 1 or self.epochs < 1:
+            raise InputError(f"latents, k and epochs must be at least 1; got {self.latents}, {self.k} and {self.epochs}")
+        if self.k > self.latents:
+            raise InputError(f"k = {self.k} is more than the number of latents, {self.latents}")
+        if tokens < 256:
+            raise InputError(f"{tokens} tokens are too few to train on; give at least 256, better 50,000")
+        total = tokens * self.epochs
+        batch = self.batch_tokens or min(4_096, max(512, 2 ** round(math.log2(max(1, total / 2_000)))))
+        batch = min(batch, tokens)
+        lr = self.lr or 2e-4 / math.sqrt(self.latents / 2**14)
+        dead_after = self.dead_after or int(min(10_000_000, max(4 * batch, 0.05 * total)))
+        return TrainConfig(self.latents, self.k, self.epochs, lr, batch, dead_after, self.seed)
+
+
+class Activations(Protocol):
+    """Rows to train on; see `activation_shards`."""
+
+    tokens: int
+    d_in: int
+
+    def sample(self, rows: int, seed: int) -> torch.Tensor: ...
+
+    def batches(self, epoch: int, batch: int, seed: int, skip: int = 0): ...
+
+
+class Progress(NamedTuple):
+    """What is reported while training; figures are running means on training batches."""
+
+    step: int
+    steps: int
+    epoch: int
+    loss: float
+    explained_variance: float
+    l0: float
+    dead: int
+
+
+class _State:
+    """Parameters, Adam moments and firing counters: what a checkpoint holds."""
+
+    names = ("W_encT", "b_enc", "W_dec", "b_dec")
+
+    def __init__(self, params: dict[str, torch.Tensor], config: TrainConfig, scale: float, variance: float):
+        self.params = {name: torch.nn.Parameter(params[name], requires_grad=False) for name in self.names}
+        self.optimizer = torch.optim.Adam(self.params.values(), lr=config.lr, eps=6.25e-10, fused=True)
+        self.silent = torch.zeros(config.latents, dtype=torch.int64, device=params["b_enc"].device)
+        self.scale, self.variance, self.step = scale, variance, 0
+
+    def save(self, path: Path, config: TrainConfig) -> None:
+        state = {
+            "config": asdict(config),
+            "params": {k: v.data for k, v in self.params.items()},
+            "adam": self.optimizer.state_dict(),
+            "silent": self.silent,
+            "scale": self.scale,
+            "variance": self.variance,
+            "step": self.step,
+        }
+        partial = path.with_suffix(".partial")
+        torch.save(state, partial)
+        partial.replace(path)
+
+    @classmethod
+    def load(cls, path: Path, config: TrainConfig, device: torch.device) -> _State | None:
+        """The state of an interrupted run with the same configuration, or None."""
+        if not path.is_file():
+            return None
+        state = torch.load(path, weights_only=True, map_location=device)
+        if state["config"] != asdict(config):
+            return None
+        self = cls(state["params"], config, state["scale"], state["variance"])
+        self.optimizer.load_state_dict(state["adam"])
+        self.silent, self.step = state["silent"], state["step"]
+        return self
+
+
+def train_topk(
+    data: Activations,
+    config: TrainConfig,
+    *,
+    spec: SaeSpec,
+    device: str = "cpu",
+    checkpoint: Path | None = None,
+    checkpoint_every: int = 500,
+    report: Callable[[Progress], None] | None = None,
+) -> tuple[Sae, TrainConfig]:
+    """Train on `data` and return the SAE in the units of the raw residuals, and the configuration that was used.
+
+    `report` is called about every second of steps; raising from it cancels. With `checkpoint` an interrupted run goes on
+    where it was and ends with the same weights.
+    """
+    config = config.resolved(data.tokens, data.d_in)
+    dev = torch.device(device)
+    state = _State.load(checkpoint, config, dev) if checkpoint else None
+    state = state or _initial_state(data, config, dev)
+    per_epoch = data.tokens // config.batch_tokens
+    steps = per_epoch * config.epochs
+    running = _Running()
+    while state.step < steps:
+        epoch, skip = divmod(state.step, per_epoch)
+        for x in data.batches(epoch, config.batch_tokens, config.seed, skip):
+            x = x.to(dev, torch.float32) * state.scale
+            _set_lr(state, config, steps)
+            running.add(*_train_step(state, config, x))
+            state.step += 1
+            if report and (state.step % 20 == 0 or state.step == steps):
+                report(running.progress(state, config, steps, epoch))
+            if checkpoint and state.step % checkpoint_every == 0 and state.step < steps:
+                state.save(checkpoint, config)
+    return _finished(state, config, spec), config
+
+
+def _initial_state(data: Activations, config: TrainConfig, device: torch.device) -> _State:
+    generator = torch.Generator().manual_seed(config.seed)
+    sample = data.sample(_SAMPLE, config.seed).to(device, torch.float32)
+    scale = math.sqrt(data.d_in) / float(sample.norm(dim=-1).mean())
+    sample = sample * scale
+    b_dec = geometric_median(sample)
+    variance = float((sample - sample.mean(0)).square().sum(-1).mean())
+    W_dec = torch.randn(config.latents, data.d_in, generator=generator).to(device)
+    W_dec /= W_dec.norm(dim=-1, keepdim=True)
+    # Tied at the start; one factor on the encoder makes the reconstruction the best multiple of itself on the sample.
+    part = sample[:2048] - b_dec
+    values, features = topk_rows(part @ W_dec.T, config.k)
+    x_hat = decode_rows(features, values.relu(), W_dec)
+    alpha = float((x_hat * part).sum() / x_hat.square().sum().clamp_min(1e-12))
+    params = {
+        "W_encT": W_dec * max(alpha, 1e-3),
+        "b_enc": torch.zeros(config.latents, device=device),
+        "W_dec": W_dec,
+        "b_dec": b_dec,
+    }
+    return _State(params, config, scale, variance)
+
+
+@torch.no_grad()
+def _train_step(state: _State, config: TrainConfig, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """One optimizer step on x (batch, d_in). Returns loss, squared error and variance of the batch, active pairs."""
+    p = {name: param.data for name, param in state.params.items()}
+    n = len(x)
+    x_c = x - p["b_dec"]
+    pre = torch.addmm(p["b_enc"], x_c, p["W_encT"].T)
+    values, features = topk_rows(pre, config.k)
+    values = values.relu()
+    error = decode_rows(features, values, p["W_dec"]) + p["b_dec"] - x
+    grad_out = error * (2.0 / (n * state.variance))
+    grads = topk_gradients(x_c, features, values, grad_out, p["W_dec"])
+    d_b_dec = grad_out.sum(0)
+
+    fired = torch.zeros_like(state.silent, dtype=torch.bool)
+    fired[features[values > 0]] = True
+    state.silent += n
+    state.silent[fired] = 0
+    loss = error.square().sum() / (n * state.variance)
+    dead = torch.nonzero(state.silent > config.dead_after)[:, 0]
+    if len(dead):
+        aux_loss, aux, rows = _aux_gradients(x_c, pre, error, dead, config, p["W_dec"])
+        loss = loss + AUX_COEFFICIENT * aux_loss
+        grads.W_encT[dead] += aux.W_encT
+        grads.b_enc[dead] += aux.b_enc
+        grads.W_dec[dead] += aux.W_dec
+    d_b_dec -= grads.b_enc @ p["W_encT"]  # b_dec is also subtracted from the encoder's input
+    grads.W_dec.addcmul_((grads.W_dec * p["W_dec"]).sum(-1, keepdim=True), p["W_dec"], value=-1)
+
+    for param, grad in zip(state.params.values(), (grads.W_encT, grads.b_enc, grads.W_dec, d_b_dec), strict=True):
+        param.grad = grad
+    state.optimizer.step()
+    p["W_dec"] /= p["W_dec"].norm(dim=-1, keepdim=True).clamp_min(1e-12)
+    variance = (x - x.mean(0)).square().sum()
+    return loss, error.square().sum(), variance, (values > 0).sum()
+
+
+def _aux_gradients(x_c, pre, error, dead, config: TrainConfig, W_dec):
+    """AuxK on a part of the batch: dead latents model the error -e of the live ones, decoded without a bias.
+
+    Gradients are for the dead latents only, (len(dead), d_in), already multiplied by the coefficient.
+    """
+    d_in = x_c.shape[1]
+    k_aux = min(d_in // 2, 512, len(dead))
+    rows = max(1, min(len(x_c), _AUX_ROWS, max(64, len(x_c) * config.k // k_aux)))
+    target = -error[:rows]
+    values, at = topk_rows(pre[:rows].index_select(1, dead), k_aux)
+    values = values.relu()
+    W_dead = W_dec[dead]
+    difference = decode_rows(at, values, W_dead) - target
+    norm = (target - target.mean(0)).square().sum().clamp_min(1e-12)
+    loss = difference.square().sum() / norm
+    grads = topk_gradients(x_c[:rows], at, values, difference * (2.0 * AUX_COEFFICIENT / norm), W_dead)
+    return loss, grads, rows
+
+
+def _set_lr(state: _State, config: TrainConfig, steps: int) -> None:
+    """Linear warm-up over 5 % of the steps (at most 1,000), linear decay over the last fifth."""
+    warm, decay = min(1_000, max(1, steps // 20)), max(1, steps // 5)
+    factor = min(1.0, (state.step + 1) / warm, max(0.0, (steps - state.step) / decay))
+    state.optimizer.param_groups[0]["lr"] = config.lr * factor
+
+
+def _finished(state: _State, config: TrainConfig, spec: SaeSpec) -> Sae:
+    """Fold the data's scale out: (s x - b) W + b_e = s ((x - b/s) W + b_e/s); the decoder's directions stay unit."""
+    p = {name: param.data.float().cpu() for name, param in state.params.items()}
+    s = state.scale
+    return Sae(spec, p["W_encT"].T.contiguous(), p["b_enc"] / s, p["W_dec"], p["b_dec"] / s).checked()
+
+
+def geometric_median(x: torch.Tensor, *, iterations: int = 32) -> torch.Tensor:
+    """Weiszfeld's iteration on rows (n, d)."""
+    median = x.mean(0)
+    for _ in range(iterations):
+        weights = 1.0 / (x - median).norm(dim=-1, keepdim=True).clamp_min(1e-8)
+        median = (x * weights).sum(0) / weights.sum()
+    return median
+
+
+class _Running:
+    """Exponential means of the last hundred steps or so; read only when reported, so that a GPU is not waited for."""
+
+    def __init__(self) -> None:
+        self._values: tuple[torch.Tensor, ...] | None = None
+
+    def add(self, *values: torch.Tensor) -> None:
+        if self._values is None:
+            self._values = tuple(v.double() for v in values)
+        else:
+            self._values = tuple(0.98 * old + 0.02 * new for old, new in zip(self._values, values, strict=True))
+
+    def progress(self, state: _State, config: TrainConfig, steps: int, epoch: int) -> Progress:
+        loss, error, variance, active = (float(v) for v in self._values)
+        dead = int((state.silent > config.dead_after).sum())
+        return Progress(state.step, steps, epoch, loss, 1 - error / max(variance, 1e-12), active / config.batch_tokens, dead)
