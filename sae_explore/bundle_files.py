@@ -1,0 +1,150 @@
+"""Names, hashes and atomic switching of a bundle's files.
+
+    cache/NAME/manifest.json     names the generation folder and the sha256 and size of every file in it; replaced atomically
+    cache/NAME/GENERATION/...    the files themselves, never changed once the manifest names them
+
+A reader that has read a manifest finds all its files, because the generation before the current one stays until the next build.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from functools import lru_cache
+from pathlib import Path
+
+from sae_explore.errors import BundleError, InputError
+
+SCHEMA = 1
+MANIFEST = "manifest.json"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_REQUIRED = ("schema", "folder", "files", "model", "hook", "sae", "corpus", "context", "metrics")
+
+
+def default_cache() -> Path:
+    """`SAE_EXPLORE_CACHE`, or the `cache/` folder beside the package."""
+    return Path(os.environ.get("SAE_EXPLORE_CACHE") or Path(__file__).resolve().parents[1] / "cache")
+
+
+def check_name(name: str) -> str:
+    """A bundle name that is safe as a folder name."""
+    if not _NAME.fullmatch(name) or name in ("models", "labels") or name.endswith("."):
+        raise InputError(f"{name[:80]!r} is no bundle name; use letters, digits, dots, dashes and underscores, at most 64, not 'models' or 'labels'")
+    return name
+
+
+def bundle_names(cache: Path) -> list[str]:
+    """Names of the bundles in a cache folder, sorted; folders that are no bundle are passed over."""
+    if not cache.is_dir():
+        return []
+    return sorted(p.name for p in cache.iterdir() if _NAME.fullmatch(p.name) and (p / MANIFEST).is_file())
+
+
+def read_manifest(folder: Path) -> dict:
+    """The manifest of a bundle folder, its structure and the sizes of its files checked."""
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BundleError(f"there is no bundle {folder.name!r}: {MANIFEST} is missing") from None
+    except (OSError, ValueError) as error:
+        raise BundleError(f"the manifest of bundle {folder.name!r} cannot be read: {error}") from error
+    if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
+        found = manifest.get("schema") if isinstance(manifest, dict) else None
+        raise BundleError(
+            f"bundle {folder.name!r} has schema version {found!r}, this program reads version {SCHEMA}; "
+            f"build it again: python -m sae_explore build {folder.name} --force"
+        )
+    missing = [key for key in _REQUIRED if key not in manifest]
+    if missing:
+        raise BundleError(f"the manifest of bundle {folder.name!r} lacks {', '.join(missing)}")
+    generation = manifest["folder"]
+    if not isinstance(generation, str) or not _NAME.fullmatch(generation) or not isinstance(manifest["files"], dict):
+        raise BundleError(f"the manifest of bundle {folder.name!r} names no valid generation folder")
+    for name, entry in manifest["files"].items():
+        target = folder / generation / name
+        if ".." in Path(name).parts or Path(name).is_absolute():
+            raise BundleError(f"the manifest of bundle {folder.name!r} names a file outside the bundle")
+        if not target.is_file():
+            raise BundleError(f"bundle {folder.name!r} is incomplete: {name} is missing; build it again with --force")
+        if target.stat().st_size != entry.get("size"):
+            raise BundleError(
+                f"bundle {folder.name!r} is damaged: {name} has {target.stat().st_size} bytes instead of {entry.get('size')}; build it again with --force"
+            )
+    return manifest
+
+
+def verify_hashes(folder: Path, manifest: dict, *, below: int | None = None) -> None:
+    """Compare the sha256 of every file (smaller than `below` bytes, if given) with the manifest; BundleError names the first that differs.
+
+    Each file is hashed once per (path, size, modification time) in a process.
+    """
+    for name, entry in manifest["files"].items():
+        path = folder / manifest["folder"] / name
+        stat = path.stat()
+        if below is not None and stat.st_size >= below:
+            continue
+        if _hash_of(path, stat.st_size, stat.st_mtime_ns) != entry.get("sha256"):
+            raise BundleError(f"bundle {folder.name!r} is damaged: the contents of {name} have changed; build it again with --force")
+
+
+@lru_cache(maxsize=4096)
+def _hash_of(path: Path, size: int, mtime: int) -> str:
+    return sha256_of(path)
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def publish(work: Path, folder: Path, manifest: dict) -> dict:
+    """Turn a finished working folder into the bundle's new generation, and return the manifest as written.
+
+    The generation's name comes from its contents, so that equal builds are equal. The old generation stays on disk for
+    readers until the next build; older ones are removed.
+    """
+    files = {
+        str(path.relative_to(work).as_posix()): {"sha256": sha256_of(path), "size": path.stat().st_size}
+        for path in sorted(work.rglob("*"))
+        if path.is_file()
+    }
+    digest = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()[:12]
+    generation = f"g-{digest}"
+    manifest = {"schema": SCHEMA, "folder": generation, **manifest, "files": files}
+    folder.mkdir(parents=True, exist_ok=True)
+    previous = None
+    if (folder / MANIFEST).is_file():
+        try:
+            previous = json.loads((folder / MANIFEST).read_text(encoding="utf-8")).get("folder")
+        except ValueError:
+            previous = None
+    target = folder / generation
+    if target.exists():
+        if generation == previous and _is_whole(target, files):
+            shutil.rmtree(work)
+        else:
+            shutil.rmtree(target)
+            os.replace(work, target)
+    else:
+        os.replace(work, target)
+    write_json(folder / MANIFEST, manifest)
+    for old in folder.glob("g-*"):
+        if old.is_dir() and old.name not in (generation, previous):
+            shutil.rmtree(old)
+    return manifest
+
+
+def _is_whole(folder: Path, files: dict) -> bool:
+    return all((folder / n).is_file() and sha256_of(folder / n) == e["sha256"] for n, e in files.items())
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write JSON by way of a partial file, so that readers see the old or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(partial, path)

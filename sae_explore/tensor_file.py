@@ -1,0 +1,114 @@
+"""safetensors files written through memory maps and read back as read-only memory maps, with numpy alone.
+
+The format (8 bytes of header length, JSON header, raw little-endian data) is read here rather than by the library because
+its numpy reader copies whole tensors; every length and offset of the header is checked before it is used.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+
+from sae_explore.errors import BundleError
+
+_NAME_OF = {
+    np.dtype(np.int64): "I64",
+    np.dtype(np.int32): "I32",
+    np.dtype(np.uint32): "U32",
+    np.dtype(np.uint16): "U16",
+    np.dtype(np.uint8): "U8",
+    np.dtype(np.float16): "F16",
+    np.dtype(np.float32): "F32",
+    np.dtype(np.bool_): "BOOL",
+}
+_TYPE_OF = {name: dtype for dtype, name in _NAME_OF.items()}
+_MAX_HEADER = 1 << 24
+
+
+class TensorWriter:
+    """Context manager: a file of tensors of known dtypes and shapes, filled through `map(name)`, renamed into place at the end."""
+
+    def __init__(self, path: Path, tensors: dict[str, tuple[type, tuple[int, ...]]]):
+        self.path, self.partial = path, path.with_name(path.name + ".partial")
+        header, at = {}, 0
+        self._places = {}
+        for name, (dtype, shape) in tensors.items():
+            dtype = np.dtype(dtype)
+            size = dtype.itemsize * math.prod(shape)
+            header[name] = {"dtype": _NAME_OF[dtype], "shape": list(shape), "data_offsets": [at, at + size]}
+            self._places[name] = (dtype, shape, at)
+            at += size
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        self._base = 8 + len(text)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with self.partial.open("wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            file.truncate(self._base + at)
+        self._maps: dict[str, np.ndarray] = {}
+
+    def map(self, name: str) -> np.ndarray:
+        if name not in self._maps:
+            dtype, shape, at = self._places[name]
+            if math.prod(shape) == 0:
+                self._maps[name] = np.zeros(shape, dtype)
+            else:
+                self._maps[name] = np.memmap(self.partial, dtype, "r+", self._base + at, shape)
+        return self._maps[name]
+
+    def __enter__(self) -> TensorWriter:
+        return self
+
+    def __exit__(self, kind, value, trace) -> None:
+        for array in self._maps.values():
+            if isinstance(array, np.memmap):
+                array.flush()
+        self._maps.clear()
+        if kind is None:
+            os.replace(self.partial, self.path)
+        else:
+            self.partial.unlink(missing_ok=True)
+
+
+def write_tensors(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Write whole arrays at once."""
+    with TensorWriter(path, {name: (a.dtype.type, a.shape) for name, a in arrays.items()}) as out:
+        for name, array in arrays.items():
+            out.map(name)[...] = array
+
+
+def read_tensors(path: Path) -> dict[str, np.ndarray]:
+    """Read-only memory maps of all tensors of a file; BundleError if the header does not describe the file."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if not 2 <= length <= min(_MAX_HEADER, size - 8):
+                raise BundleError(f"{path.name} is damaged: its header length does not fit the file")
+            header = json.loads(file.read(length))
+    except OSError as error:
+        raise BundleError(f"{path.name} cannot be read: {error.strerror or error}") from error
+    except ValueError as error:
+        raise BundleError(f"{path.name} is damaged: its header is no JSON") from error
+    if not isinstance(header, dict):
+        raise BundleError(f"{path.name} is damaged: its header is no table of tensors")
+    header.pop("__metadata__", None)
+    return {str(name): _read_one(path, name, entry, 8 + length, size) for name, entry in header.items()}
+
+
+def _read_one(path: Path, name: str, entry: object, base: int, size: int) -> np.ndarray:
+    try:
+        dtype, shape = _TYPE_OF[entry["dtype"]], tuple(int(n) for n in entry["shape"])
+        start, stop = (int(n) for n in entry["data_offsets"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise BundleError(f"{path.name} is damaged: the header of tensor {str(name)[:60]!r} is not understood") from error
+    if min((start, *shape), default=0) < 0 or stop - start != dtype.itemsize * math.prod(shape) or base + stop > size:
+        raise BundleError(f"{path.name} is damaged or cut short: tensor {str(name)[:60]!r} does not fit the file")
+    if start == stop:
+        return np.zeros(shape, dtype)
+    # Unaligned data (foreign files) is fine: numpy memory maps need no alignment of the file offset.
+    return np.memmap(path, dtype, "r", base + start, shape)
