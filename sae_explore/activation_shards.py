@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from sae_explore.errors import InputError, ModelError
+
 SHARD_ROWS = 65_536
 BUFFER_ROWS = 8 * SHARD_ROWS  # rows held at once when reading from disk
 
@@ -32,10 +34,20 @@ class MemoryActivations:
             yield self.rows[order[i * batch : (i + 1) * batch]]
 
 
+def half_rows(rows: torch.Tensor) -> np.ndarray:
+    """Rows in fp16; ModelError where they do not fit, because one infinite row would spoil all training."""
+    half = rows.to(torch.float16).cpu().numpy()
+    if not np.isfinite(half).all():
+        raise ModelError(
+            f"residuals of up to {float(rows.abs().max()):.3g} do not fit into fp16, in which activations are kept; choose an earlier layer"
+        )
+    return half
+
+
 class ShardWriter:
     """Appends rows to fp16 shards in a folder; `finish` writes the index that makes them readable.
 
-    Rows beyond fp16's range cannot occur here: attention sinks are left out of training before.
+    Rows beyond fp16's range are refused; attention sinks, which reach it first, are left out of training before.
     """
 
     def __init__(self, folder: Path, d_in: int, shard_rows: int = SHARD_ROWS):
@@ -46,7 +58,7 @@ class ShardWriter:
         self.sizes: list[int] = []
 
     def add(self, rows: torch.Tensor) -> None:
-        self._pending.append(rows.to(torch.float16).cpu().numpy())
+        self._pending.append(half_rows(rows))
         self._pending_rows += len(rows)
         while self._pending_rows >= self.shard_rows:
             self._write(self.shard_rows)
@@ -60,7 +72,11 @@ class ShardWriter:
     def finish(self) -> ShardedActivations:
         if self._pending_rows:
             self._write(self._pending_rows)
-        (self.folder / "index.json").write_text(json.dumps({"d_in": self.d_in, "sizes": self.sizes}))
+        if not self.sizes:
+            raise InputError("there are no tokens to train on: every token of the texts is left out, or there are no texts")
+        partial = self.folder / "index.partial"
+        partial.write_text(json.dumps({"d_in": self.d_in, "sizes": self.sizes}))
+        partial.replace(self.folder / "index.json")  # its presence says that all shards are there
         return ShardedActivations(self.folder)
 
 

@@ -1,10 +1,11 @@
 """The activation store: which features fire on a token, and on which tokens a feature fires, strongest first.
 
-Token-major: CSR over all tokens of all documents. Feature-major: for each feature its tokens in order of falling activation,
-made from the token-major arrays by a counting sort on memory-mapped files. Values are fp16 (overflow is refused). Opening and
-querying need numpy only and touch only the pages that a query reads.
+Token-major: CSR over all tokens of all documents. Feature-major: for each feature the entries of the token-major arrays that are
+its own, in order of falling activation, made by a counting sort on memory-mapped files; an entry's value is read where it
+stands, its token found by bisecting the offsets. Values are fp16 (overflow is refused). Opening and querying need numpy only and
+touch only the pages that a query reads.
 
-Past `CAP` firings of a feature, the feature-major side keeps the strongest `KEEP_TOP` and a seeded reservoir of
+Past `cap` firings of a feature, the feature-major side keeps the strongest `KEEP_TOP` and a seeded reservoir of
 `KEEP_PER_INTERVAL` for each of ten equal-width intervals; counts, moments and histograms are of all firings.
 """
 
@@ -25,6 +26,7 @@ INTERVALS = 10
 CAP = 2_000_000
 KEEP_TOP = 4_096
 KEEP_PER_INTERVAL = 512
+_MAX_ENTRIES = 1 << 32  # entries are numbered in 32 bits: about 134 million tokens at 32 active features
 _CHUNK = 4_000_000  # entries worked on at once
 
 
@@ -42,15 +44,15 @@ class FeatureTotals(NamedTuple):
 class StoreWriter:
     """Appends rows of tokens to raw files in a working folder; `finish` sorts them feature-major and writes the store."""
 
-    def __init__(self, folder: Path, d_sae: int):
+    def __init__(self, folder: Path, d_sae: int, *, cap: int = CAP):
         folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self.d_sae = folder, d_sae
+        self.folder, self.d_sae, self.cap = folder, d_sae, cap
         self.index_type = np.uint16 if d_sae <= 1 << 16 else np.uint32
 
-    def write_part(self, part: int, offsets: np.ndarray, features: np.ndarray, values: np.ndarray) -> None:
-        """One block of tokens as a file of its own, atomically: offsets (n + 1,), features and values (nnz,)."""
-        if len(values) and (float(values.max()) > 65_000 or not np.isfinite(values).all()):
-            raise BundleError(f"an activation of {float(np.nanmax(values)):.3g} does not fit into fp16; is this SAE made for this model?")
+    def write_part(self, part: int, offsets: np.ndarray, features: np.ndarray, values: np.ndarray, ignored: np.ndarray | None = None) -> None:
+        """One block of tokens as a file of its own, atomically: offsets (n + 1,), features and values (nnz,), ignored (n,) bool."""
+        if len(values) and not float(values.max()) <= 65_000:  # NaN too
+            raise BundleError(f"an activation of {float(values.max()):.3g} does not fit into fp16; is this SAE made for this model?")
         path = self.folder / f"part-{part:06d}.npz"
         partial = path.with_suffix(".partial")
         with partial.open("wb") as file:
@@ -59,8 +61,14 @@ class StoreWriter:
                 counts=np.diff(offsets).astype(np.uint32),
                 features=features.astype(self.index_type),
                 values=np.maximum(values.astype(np.float16), np.float16(6e-8)),
+                ignored=np.zeros(len(offsets) - 1, bool) if ignored is None else ignored,
             )
         partial.replace(path)
+
+    def ignored(self) -> np.ndarray:
+        """(tokens,) bool: the tokens that the parts were told to ignore."""
+        found = [np.load(p)["ignored"] for p in self.parts()]
+        return np.concatenate(found) if found else np.zeros(0, bool)
 
     def parts(self) -> list[Path]:
         return sorted(self.folder.glob("part-*.npz"))
@@ -72,10 +80,12 @@ class StoreWriter:
         per_token = np.concatenate(counts) if counts else np.zeros(0, np.uint32)
         offsets = np.concatenate([[0], np.cumsum(per_token, dtype=np.int64)])
         nnz = int(offsets[-1])
+        if nnz >= _MAX_ENTRIES:
+            raise BundleError(f"{nnz:,} activations are more than a store holds ({_MAX_ENTRIES:,}); explore fewer texts")
         totals = self._totals(parts)
         starts = np.concatenate([[0], np.cumsum(totals.count)]).astype(np.int64)
-        kept = np.where(totals.count > CAP, KEEP_TOP + INTERVALS * KEEP_PER_INTERVAL, totals.count)
-        kept_starts = np.concatenate([[0], np.cumsum(np.minimum(kept, totals.count))]).astype(np.int64)
+        kept = np.where(totals.count > self.cap, min(self.cap, KEEP_TOP + INTERVALS * KEEP_PER_INTERVAL), totals.count)
+        kept_starts = np.concatenate([[0], np.cumsum(kept)]).astype(np.int64)
         with TensorWriter(
             target,
             {
@@ -83,14 +93,13 @@ class StoreWriter:
                 "token_features": (self.index_type, (nnz,)),
                 "token_values": (np.float16, (nnz,)),
                 "feature_offsets": (np.int64, (self.d_sae + 1,)),
-                "feature_tokens": (np.uint32, (int(kept_starts[-1]),)),
-                "feature_values": (np.float16, (int(kept_starts[-1]),)),
+                "feature_entries": (np.uint32, (int(kept_starts[-1]),)),
             },
         ) as out:
             out.map("token_offsets")[:] = offsets
             self._copy_token_major(parts, out)
             scratch = self.folder / "sorted.bin"
-            self._counting_sort(out, per_token, starts, scratch)
+            self._counting_sort(out, starts, scratch)
             self._rank(out, scratch, totals, starts, kept_starts, seed, progress)
             scratch.unlink(missing_ok=True)
         return totals
@@ -116,16 +125,17 @@ class StoreWriter:
             features[at : at + n], values[at : at + n] = data["features"], data["values"]
             at += n
 
-    def _counting_sort(self, out: TensorWriter, per_token: np.ndarray, starts: np.ndarray, scratch: Path) -> None:
-        """Scatter (token, value) pairs to their features' ranges, stable, a chunk at a time."""
+    def _counting_sort(self, out: TensorWriter, starts: np.ndarray, scratch: Path) -> None:
+        """Scatter every entry's key to its feature's range, a chunk at a time.
+
+        A key is (65,535 - the fp16 value's bits) << 32 | entry: the bits of positive fp16 numbers rise with their values, so
+        rising keys are falling values, ties in the order of tokens.
+        """
         features, values = out.map("token_features"), out.map("token_values")
-        pairs = np.dtype([("token", np.uint32), ("value", np.float16)])
         if not len(features):
-            scratch.touch()
             return
-        sorted_pairs = np.memmap(scratch, pairs, "w+", shape=(len(features),))
+        keys = np.memmap(scratch, np.uint64, "w+", shape=(len(features),))
         cursor = starts[:-1].copy()
-        token_ends = np.cumsum(per_token, dtype=np.int64)
         for a in range(0, len(features), _CHUNK):
             chunk = np.asarray(features[a : a + _CHUNK])
             order = np.argsort(chunk, kind="stable")
@@ -133,49 +143,44 @@ class StoreWriter:
             counts = np.bincount(by_feature, minlength=self.d_sae)
             first = np.concatenate([[0], np.cumsum(counts)[:-1]])
             position = cursor[by_feature] + np.arange(len(order)) - first[by_feature]
-            tokens = np.searchsorted(token_ends, np.arange(a, a + len(chunk)), side="right").astype(np.uint32)
-            moved = np.empty(len(order), pairs)
-            moved["token"], moved["value"] = tokens[order], values[a : a + _CHUNK][order]
-            sorted_pairs[position] = moved
+            falling = np.uint16(0xFFFF) - np.asarray(values[a : a + _CHUNK]).view(np.uint16)
+            keys[position] = (falling.astype(np.uint64) << np.uint64(32) | np.arange(a, a + len(chunk), dtype=np.uint64))[order]
             cursor += counts
-        sorted_pairs.flush()
+        keys.flush()
 
     def _rank(self, out, scratch, totals: FeatureTotals, starts, kept_starts, seed, progress) -> None:
-        """Order each feature's pairs by falling value (ties: earlier token), keeping a part of the most frequent ones."""
+        """Order each feature's entries by falling value (ties: earlier token), keeping a part of the most frequent ones."""
         out.map("feature_offsets")[:] = kept_starts
-        pairs = np.dtype([("token", np.uint32), ("value", np.float16)])
         if not starts[-1]:
             return
-        sorted_pairs = np.memmap(scratch, pairs, "r")
-        tokens, values = out.map("feature_tokens"), out.map("feature_values")
+        keys, entries, values = np.memmap(scratch, np.uint64, "r"), out.map("feature_entries"), out.map("token_values")
         a = 0
-        while a < self.d_sae:  # as many features at once as fill a chunk
-            b = max(a + 1, int(np.searchsorted(starts, starts[a] + _CHUNK, side="right")) - 1)
-            block = np.asarray(sorted_pairs[starts[a] : starts[b]])
-            feature = np.repeat(np.arange(a, b), totals.count[a:b])
-            order = np.lexsort((block["token"], -block["value"].astype(np.float32), feature))
-            ranked = block[order]
-            if b == a + 1 and totals.count[a] > CAP:
-                ranked = ranked[_kept_ranks(ranked["value"], float(totals.max[a]), np.random.default_rng((seed, a)))]
-            tokens[kept_starts[a] : kept_starts[b]] = ranked["token"]
-            values[kept_starts[a] : kept_starts[b]] = ranked["value"]
+        while a < self.d_sae:  # as many features at once as fill a chunk, or as 16 bits number
+            b = min(max(a + 1, int(np.searchsorted(starts, starts[a] + _CHUNK, side="right")) - 1), a + (1 << 16), self.d_sae)
+            local = np.repeat(np.arange(b - a, dtype=np.uint64) << np.uint64(48), totals.count[a:b])
+            ranked = (np.sort(keys[starts[a] : starts[b]] | local) & np.uint64(0xFFFFFFFF)).astype(np.uint32)
+            if (totals.count[a:b] > self.cap).any():
+                parts = np.split(ranked, starts[a + 1 : b] - starts[a])
+                ranked = np.concatenate([self._kept(part, f, values, totals, seed) for f, part in enumerate(parts, a)])
+            entries[kept_starts[a] : kept_starts[b]] = ranked
             a = b
             if progress:
                 progress(float(starts[a]) / float(starts[-1]))
 
-
-def _kept_ranks(values: np.ndarray, maximum: float, rng: np.random.Generator) -> np.ndarray:
-    """The strongest KEEP_TOP and KEEP_PER_INTERVAL of each interval below, filled up in order of value."""
-    target = KEEP_TOP + INTERVALS * KEEP_PER_INTERVAL
-    interval = interval_of(values, maximum)
-    chosen = np.zeros(len(values), bool)
-    chosen[:KEEP_TOP] = True
-    for i in range(INTERVALS):
-        among = np.flatnonzero((interval == i) & ~chosen)
-        chosen[rng.choice(among, min(len(among), KEEP_PER_INTERVAL), replace=False)] = True
-    missing = np.flatnonzero(~chosen)[: target - int(chosen.sum())]
-    chosen[missing] = True
-    return np.flatnonzero(chosen)
+    def _kept(self, ranked: np.ndarray, feature: int, values: np.ndarray, totals: FeatureTotals, seed: int) -> np.ndarray:
+        """The ranked entries of a feature; past the cap only the strongest, a seeded sample of each interval, and to fill up the next strongest."""
+        if len(ranked) <= self.cap:
+            return ranked
+        target = min(self.cap, KEEP_TOP + INTERVALS * KEEP_PER_INTERVAL)
+        top, rng = target * 4 // 9, np.random.default_rng((seed, feature))
+        interval = interval_of(values[ranked], float(totals.max[feature]))
+        chosen = np.zeros(len(ranked), bool)
+        chosen[:top] = True
+        for i in range(INTERVALS):
+            among = np.flatnonzero((interval == i) & ~chosen)
+            chosen[rng.choice(among, min(len(among), (target - top) // INTERVALS), replace=False)] = True
+        chosen[np.flatnonzero(~chosen)[: target - int(chosen.sum())]] = True
+        return ranked[chosen]
 
 
 def interval_of(values: np.ndarray, maximum: float) -> np.ndarray:
@@ -192,17 +197,21 @@ class ActivationStore:
         try:
             self.token_offsets = tensors["token_offsets"]
             self.token_features, self.token_values = tensors["token_features"], tensors["token_values"]
-            self.feature_offsets = tensors["feature_offsets"]
-            self.feature_tokens, self.feature_values = tensors["feature_tokens"], tensors["feature_values"]
+            self.feature_offsets, self.feature_entries = tensors["feature_offsets"], tensors["feature_entries"]
         except KeyError as error:
             raise BundleError(f"{path.name} holds no {error.args[0]}: it is not an activation store") from None
         self.n_tokens, self.d_sae = len(self.token_offsets) - 1, d_sae
         self._check(path.name)
 
     def _check(self, name: str) -> None:
+        kinds = {"token_offsets": "i8", "token_features": "u", "token_values": "f2", "feature_offsets": "i8", "feature_entries": "u4"}
+        for what, kind in kinds.items():
+            array = getattr(self, what)
+            if array.ndim != 1 or kind not in (array.dtype.kind, array.dtype.str[1:]):
+                raise BundleError(f"{name}: {what} is no list of the expected type; the file is damaged")
         for offsets, size, what in (
             (self.token_offsets, len(self.token_features), "token_offsets"),
-            (self.feature_offsets, len(self.feature_tokens), "feature_offsets"),
+            (self.feature_offsets, len(self.feature_entries), "feature_offsets"),
         ):
             if len(offsets) < 1 or int(offsets[0]) != 0 or int(offsets[-1]) != size or (np.diff(offsets) < 0).any():
                 raise BundleError(f"{name}: {what} does not fit the arrays it points into; the file is damaged")
@@ -220,8 +229,11 @@ class ActivationStore:
     def firings(self, feature: int, start: int = 0, stop: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """(tokens, values) of a feature's firings by rank, strongest first; a slice of them."""
         a, b = int(self.feature_offsets[feature]), int(self.feature_offsets[feature + 1])
-        lo, hi = a + start, b if stop is None else min(b, a + stop)
-        return self.feature_tokens[lo:hi], self.feature_values[lo:hi].astype(np.float32)
+        entries = np.asarray(self.feature_entries[a + start : b if stop is None else min(b, a + stop)])
+        if len(entries) and int(entries.max()) >= len(self.token_features):
+            raise BundleError(f"the activation store points feature {feature} outside itself; the file is damaged")
+        tokens = np.searchsorted(self.token_offsets, entries, side="right") - 1
+        return tokens.astype(np.uint32), self.token_values[entries].astype(np.float32)
 
     def kept(self, feature: int) -> int:
         """How many firings the feature-major side holds."""
@@ -229,12 +241,12 @@ class ActivationStore:
 
     def rank_of_value(self, feature: int, value: float) -> int:
         """How many of a feature's kept firings are stronger than `value`: a binary search that reads a few pages."""
-        a, b = int(self.feature_offsets[feature]), int(self.feature_offsets[feature + 1])
-        low, high = a, b
+        low = start = int(self.feature_offsets[feature])
+        high = int(self.feature_offsets[feature + 1])
         while low < high:
             middle = (low + high) // 2
-            if float(self.feature_values[middle]) > value:
+            if float(self.token_values[self.feature_entries[middle]]) > value:
                 low = middle + 1
             else:
                 high = middle
-        return low - a
+        return low - start

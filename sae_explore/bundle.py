@@ -141,6 +141,10 @@ class Bundle:
 
     # ---- features --------------------------------------------------------------------------------------------------
 
+    def label(self, feature: int) -> str:
+        """The feature's automatic label."""
+        return self.features["label"][feature].as_py()
+
     def row(self, feature: int) -> dict:
         """The feature's row of the table, as plain values."""
         return {name: self.features[name][feature].as_py() for name in self.features.column_names}

@@ -50,7 +50,7 @@ def read_manifest(folder: Path) -> dict:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise BundleError(f"there is no bundle {folder.name!r}: {MANIFEST} is missing") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BundleError(f"the manifest of bundle {folder.name!r} cannot be read: {error}") from error
     if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
         found = manifest.get("schema") if isinstance(manifest, dict) else None
@@ -68,6 +68,8 @@ def read_manifest(folder: Path) -> dict:
         target = folder / generation / name
         if ".." in Path(name).parts or Path(name).is_absolute():
             raise BundleError(f"the manifest of bundle {folder.name!r} names a file outside the bundle")
+        if not isinstance(entry, dict):
+            raise BundleError(f"the manifest of bundle {folder.name!r} gives no size and sha256 of {name}")
         if not target.is_file():
             raise BundleError(f"bundle {folder.name!r} is incomplete: {name} is missing; build it again with --force")
         if target.stat().st_size != entry.get("size"):
@@ -84,10 +86,14 @@ def verify_hashes(folder: Path, manifest: dict, *, below: int | None = None) -> 
     """
     for name, entry in manifest["files"].items():
         path = folder / manifest["folder"] / name
-        stat = path.stat()
-        if below is not None and stat.st_size >= below:
-            continue
-        if _hash_of(path, stat.st_size, stat.st_mtime_ns) != entry.get("sha256"):
+        try:
+            stat = path.stat()
+            if below is not None and stat.st_size >= below:
+                continue
+            found = _hash_of(path, stat.st_size, stat.st_mtime_ns)
+        except OSError as error:  # a later build may have removed this generation
+            raise BundleError(f"{name} of bundle {folder.name!r} cannot be read: {error.strerror}; open the bundle again") from error
+        if found != entry.get("sha256"):
             raise BundleError(f"bundle {folder.name!r} is damaged: the contents of {name} have changed; build it again with --force")
 
 
@@ -114,28 +120,28 @@ def publish(work: Path, folder: Path, manifest: dict) -> dict:
     }
     digest = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()[:12]
     generation = f"g-{digest}"
-    manifest = {"schema": SCHEMA, "folder": generation, **manifest, "files": files}
+    ours = {"schema": SCHEMA, "folder": generation}
+    manifest = {**ours, **manifest, **ours, "files": files}  # first in the file, and not to be overridden by an older manifest
     folder.mkdir(parents=True, exist_ok=True)
-    previous = None
-    if (folder / MANIFEST).is_file():
-        try:
-            previous = json.loads((folder / MANIFEST).read_text(encoding="utf-8")).get("folder")
-        except ValueError:
-            previous = None
-    target = folder / generation
-    if target.exists():
-        if generation == previous and _is_whole(target, files):
-            shutil.rmtree(work)
-        else:
-            shutil.rmtree(target)
-            os.replace(work, target)
+    target, previous = folder / generation, _generation_of(folder)
+    if target.exists() and _is_whole(target, files):
+        shutil.rmtree(work)
     else:
+        shutil.rmtree(target, ignore_errors=True)
         os.replace(work, target)
     write_json(folder / MANIFEST, manifest)
     for old in folder.glob("g-*"):
         if old.is_dir() and old.name not in (generation, previous):
             shutil.rmtree(old)
     return manifest
+
+
+def _generation_of(folder: Path) -> str | None:
+    """The generation that the manifest names now, if there is a manifest that can be read."""
+    try:
+        return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["folder"]
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
 
 
 def _is_whole(folder: Path, files: dict) -> bool:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sae_explore.activation_shards import SHARD_ROWS, ShardedActivations, ShardWriter
+from sae_explore.activation_shards import SHARD_ROWS, ShardedActivations, ShardWriter, half_rows
 from sae_explore.model import LanguageModel
 from sae_explore.windows import blocks_of_documents, length_batches, windows_of
 
@@ -77,9 +77,9 @@ def ignored_rows(rows: torch.Tensor, static: np.ndarray, median_norm: float) -> 
 
 
 def median_norm_of(rows: torch.Tensor, static: np.ndarray) -> float:
-    """Median residual norm over the tokens that count."""
+    """Median residual norm over the tokens that count; 0 if there are none."""
     kept = rows[~torch.from_numpy(static).to(rows.device)]
-    return float(kept.norm(dim=-1).median())
+    return float(kept.norm(dim=-1).median()) if len(kept) else 0.0
 
 
 def collect_activations(
@@ -105,6 +105,7 @@ def collect_activations(
     state = {"next_document": 0, "sizes": [], "tokens": 0, "sinks": 0, "median_norm": 0.0, "documents": 0}
     if state_file.is_file():
         state = json.loads(state_file.read_text())
+    merged = (folder / "index.json").is_file()
     blocks = residual_blocks(
         model,
         ids_of,
@@ -116,12 +117,12 @@ def collect_activations(
         first_document=state["next_document"],
         block_tokens=min(BLOCK_TOKENS, shard_rows),
     )
-    if max_tokens is None or state["tokens"] < max_tokens:
-        for first, last, rows in blocks if state["next_document"] < len(ids_of) else ():
+    if not merged and (max_tokens is None or state["tokens"] < max_tokens):
+        for first, last, rows in blocks:
             static = static_ignored(ids_of[first:last], model.vocabulary.special, context=context, bos=bos, overlap=False)
             state["median_norm"] = state["median_norm"] or median_norm_of(rows, static)
             ignored = ignored_rows(rows, static, state["median_norm"])
-            kept = rows[~ignored].to(torch.float16).cpu().numpy()
+            kept = half_rows(rows[~ignored])
             _save_array(folder / f"block-{len(state['sizes']):05d}.npy", kept)
             state["sizes"].append(len(kept))
             state["tokens"] += len(kept)
@@ -133,20 +134,19 @@ def collect_activations(
             if max_tokens is not None and state["tokens"] >= max_tokens:
                 break
     info = {key: state[key] for key in ("tokens", "sinks", "median_norm", "documents")}
-    return merge_blocks(folder, model.d_model, shard_rows), info
-
-
-def merge_blocks(folder: Path, d_in: int, shard_rows: int = SHARD_ROWS) -> ShardedActivations:
-    """Blocks of uneven size to shards of even size, so that a shuffle buffer holds a known number of rows."""
-    if (folder / "index.json").is_file():
-        return ShardedActivations(folder)
-    writer = ShardWriter(folder, d_in, shard_rows)
-    for i in range(len(json.loads((folder / "state.json").read_text())["sizes"])):
-        writer.add(torch.from_numpy(np.load(folder / f"block-{i:05d}.npy")))
-    shards = writer.finish()
+    if not merged:
+        _merge_blocks(folder, model.d_model, len(state["sizes"]), shard_rows)
     for block in folder.glob("block-*.npy"):
         block.unlink()
-    return shards
+    return ShardedActivations(folder), info
+
+
+def _merge_blocks(folder: Path, d_in: int, n_blocks: int, shard_rows: int) -> None:
+    """Blocks of uneven size to shards of even size, so that a shuffle buffer holds a known number of rows."""
+    writer = ShardWriter(folder, d_in, shard_rows)
+    for i in range(n_blocks):
+        writer.add(torch.from_numpy(np.load(folder / f"block-{i:05d}.npy")))
+    writer.finish()
 
 
 def _save_array(path: Path, array: np.ndarray) -> None:

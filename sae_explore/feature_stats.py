@@ -79,10 +79,12 @@ class ExampleTables(NamedTuple):
 def choose_examples(store: ActivationStore, ids: np.ndarray, unit_of_token: np.ndarray, *, seed: int = 0) -> ExampleTables:
     """Pick examples by the peaks of units (document windows): each unit speaks for a feature through its strongest token only.
 
-    Examples whose surrounding tokens are the same count once. Interval examples are drawn at random among the units whose
+    Examples whose surrounding tokens (within the unit) are the same count once. Interval examples are drawn at random among the units whose
     own peak lies in that equal-width interval of (0, max]; random ones among all units in which the feature fires.
+    Of a feature past the store's cap, only the kept firings are looked at.
     """
     d = store.d_sae
+    around = _Surroundings(ids, np.flatnonzero(np.r_[True, unit_of_token[1:] != unit_of_token[:-1], True]))
     top = np.full((d, TOP_EXAMPLES), NONE, np.uint32)
     interval = np.full((d, EXAMPLE_INTERVALS, PER_INTERVAL), NONE, np.uint32)
     random = np.full((d, RANDOM_EXAMPLES), NONE, np.uint32)
@@ -94,7 +96,7 @@ def choose_examples(store: ActivationStore, ids: np.ndarray, unit_of_token: np.n
         _, first = np.unique(unit_of_token[tokens], return_index=True)
         first.sort()  # ranks of the units' peaks, strongest first
         peaks, strengths = np.asarray(tokens)[first], np.asarray(values)[first]
-        found = _distinct(ids, peaks, TOP_EXAMPLES)
+        found = around.distinct(peaks, TOP_EXAMPLES)
         top[feature, : len(found)] = peaks[found]
         rest = np.setdiff1d(np.arange(len(peaks)), found)
         level = np.ceil(strengths * EXAMPLE_INTERVALS / max(float(values[0]), 1e-12)).astype(int) - 1
@@ -105,27 +107,35 @@ def choose_examples(store: ActivationStore, ids: np.ndarray, unit_of_token: np.n
                 drawn = among
             else:
                 drawn = rng.permutation(among)[: 4 * PER_INTERVAL]
-            drawn = drawn[_distinct(ids, peaks[drawn], PER_INTERVAL)]
+            drawn = drawn[around.distinct(peaks[drawn], PER_INTERVAL)]
             drawn = drawn[np.argsort(-strengths[drawn], kind="stable")]
             interval[feature, i, : len(drawn)] = peaks[drawn]
         drawn = rng.permutation(len(peaks))[: 4 * RANDOM_EXAMPLES]
-        drawn = drawn[_distinct(ids, peaks[drawn], RANDOM_EXAMPLES)]
+        drawn = drawn[around.distinct(peaks[drawn], RANDOM_EXAMPLES)]
         random[feature, : len(drawn)] = peaks[drawn]
     return ExampleTables(top, interval, random)
 
 
-def _distinct(ids: np.ndarray, peaks: np.ndarray, wanted: int, before: int = 8, after: int = 4) -> np.ndarray:
-    """Indices of the first `wanted` peaks whose surrounding tokens differ from those already taken."""
-    seen: set[bytes] = set()
-    found = []
-    for i, peak in enumerate(peaks):
-        key = ids[max(0, int(peak) - before) : int(peak) + after].tobytes()
-        if key not in seen:
-            seen.add(key)
-            found.append(i)
-            if len(found) == wanted:
-                break
-    return np.asarray(found, np.int64)
+class _Surroundings(NamedTuple):
+    """The tokens around a token, up to the edges of its unit: what stands there in another document is no part of the example."""
+
+    ids: np.ndarray
+    edges: np.ndarray  # first token of each unit, and the number of tokens
+
+    def distinct(self, peaks: np.ndarray, wanted: int, before: int = 8, after: int = 3) -> np.ndarray:
+        """Indices of the first `wanted` peaks whose surroundings differ from those already taken."""
+        seen: set[tuple[int, bytes]] = set()
+        found = []
+        for i, peak in enumerate(map(int, peaks)):
+            next_unit = int(np.searchsorted(self.edges, peak, side="right"))
+            start, stop = max(int(self.edges[next_unit - 1]), peak - before), min(int(self.edges[next_unit]), peak + after + 1)
+            key = (peak - start, self.ids[start:stop].tobytes())
+            if key not in seen:
+                seen.add(key)
+                found.append(i)
+                if len(found) == wanted:
+                    break
+        return np.asarray(found, np.int64)
 
 
 class Coactivation(NamedTuple):

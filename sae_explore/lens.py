@@ -58,14 +58,14 @@ def lens_table(directions: torch.Tensor, matrix: torch.Tensor, excluded: np.ndar
     """Lens lists and statistics of directions (n, d_model). `excluded` (vocab,) bool: ids never listed (special, unused)."""
     parts = []
     step = max(1, _CHUNK_LOGITS // matrix.shape[1])
-    hidden = None if excluded is None else torch.from_numpy(excluded)
+    hidden = None if excluded is None else torch.tensor(excluded, dtype=torch.bool, device=matrix.device)
     for chunk in directions.float().split(step):
         logits = chunk @ matrix
         mean, std = logits.mean(1, keepdim=True), logits.std(1, keepdim=True, unbiased=False)
         kurtosis = ((logits - mean) / std.clamp_min(1e-12)).pow(4).mean(1) - 3
         low, high = logits.amin(1, keepdim=True), logits.amax(1, keepdim=True)
         bins = ((logits - low) * (LOGIT_BINS / (high - low).clamp_min(1e-12))).long().clamp_(0, LOGIT_BINS - 1)
-        bins += torch.arange(len(chunk))[:, None] * LOGIT_BINS
+        bins += torch.arange(len(chunk), device=bins.device)[:, None] * LOGIT_BINS
         histogram = torch.bincount(bins.view(-1), minlength=len(chunk) * LOGIT_BINS).view(len(chunk), LOGIT_BINS)
         shown = logits if hidden is None else logits.masked_fill(hidden, float("nan"))
         up = torch.topk(shown.nan_to_num(nan=-torch.inf), LENS_TOP, dim=1)
@@ -83,7 +83,7 @@ def lens_table(directions: torch.Tensor, matrix: torch.Tensor, excluded: np.ndar
                 high[:, 0],
             ]
         )
-    return LensTable(*(torch.cat(column).numpy() for column in zip(*parts, strict=True)))
+    return LensTable(*(torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True)))
 
 
 def random_directions(d_model: int, n: int = N_RANDOM, *, seed: int = 0) -> torch.Tensor:

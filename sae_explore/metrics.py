@@ -19,7 +19,6 @@ from sae_explore.collect import ignored_rows, residual_blocks, static_ignored
 from sae_explore.model import LanguageModel
 from sae_explore.sae import ReconstructionStats, Sae
 from sae_explore.splice import logits_from, next_token_losses
-from sae_explore.types import HookPoint
 from sae_explore.windows import length_batches, windows_of
 
 VARIANTS = ("clean", "sae", "zero", "mean")
@@ -48,7 +47,7 @@ def evaluate_reconstruction(
     max_tokens: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Reconstruction:
-    """Explained variance, L0 and dead latents over documents (the first `max_tokens` tokens of them), and by category."""
+    """Explained variance, L0 and dead latents over documents (about the first `max_tokens` tokens of them), and by category."""
     total = ReconstructionStats(sae.spec.d_in, sae.spec.d_sae)
     per = {c: ReconstructionStats(sae.spec.d_in, sae.spec.d_sae) for c in dict.fromkeys(categories)}
     for first, last, rows in residual_blocks(model, ids_of, context=context, bos=bos):
@@ -57,7 +56,7 @@ def evaluate_reconstruction(
         document = np.repeat(np.arange(first, last), [len(ids) for ids in ids_of[first:last]])
         names = np.asarray([categories[d] for d in document])
         for name in dict.fromkeys(names):
-            chosen = keep & torch.from_numpy(names == name)
+            chosen = keep & torch.from_numpy(names == name).to(keep.device)
             x = rows[chosen]
             if not len(x):
                 continue
@@ -75,9 +74,11 @@ def evaluate_reconstruction(
     return Reconstruction(total.tokens, total.explained_variance, total.l0, total.dead, by_category)
 
 
-def mean_residual(model: LanguageModel, sae: Sae, ids_of, *, context: int, bos: bool, median_norm: float, max_tokens: int = 20_000) -> torch.Tensor:
-    """Mean of the counted residuals (d_model,), for mean ablation."""
-    total, n = torch.zeros(sae.spec.d_in, dtype=torch.float64), 0
+def mean_residual(
+    model: LanguageModel, ids_of: Sequence[np.ndarray], *, context: int, bos: bool, median_norm: float, max_tokens: int = 20_000
+) -> torch.Tensor:
+    """Mean of the counted residuals (d_model,), for mean ablation; about the first `max_tokens` of them."""
+    total, n = torch.zeros(model.d_model, dtype=torch.float64, device=model.device), 0
     for first, last, rows in residual_blocks(model, ids_of, context=context, bos=bos):
         static = static_ignored(ids_of[first:last], model.vocabulary.special, context=context, bos=bos)
         kept = rows[~ignored_rows(rows, static, median_norm)]
@@ -113,8 +114,7 @@ def evaluate_losses(
     progress: Callable[[int], None] | None = None,
 ) -> dict:
     """Cross entropy clean, with the SAE spliced in, zero- and mean-ablated: {"tokens_ce", "ce_clean", ..., "by_category"}."""
-    hook = HookPoint.parse(model.hook.name)
-    mean = mean_residual(model, sae, ids_of, context=context, bos=bos, median_norm=median_norm)
+    mean = mean_residual(model, ids_of, context=context, bos=bos, median_norm=median_norm)
     sums = {c: np.zeros(1 + len(VARIANTS)) for c in dict.fromkeys(categories)}
     capacity, done = context - int(bos), 0
     windows = [w for d, ids in enumerate(ids_of) for w in windows_of(len(ids), capacity, document=d, overlap=False)]
@@ -128,10 +128,10 @@ def evaluate_losses(
         total += window.length
     lead = int(bos)
     for batch in length_batches(chosen, 16, 2_048):
-        ids = model.window_ids(batch, ids_of, bos=bos)
+        ids = model.window_ids(batch, ids_of, bos=bos).to(model.device)
         residual = model.residual(ids)
-        counted = torch.zeros(ids.shape, dtype=torch.bool)
-        text = torch.zeros(ids.shape, dtype=torch.bool)
+        counted = torch.zeros_like(ids, dtype=torch.bool)
+        text = torch.zeros_like(counted)
         for i, window in enumerate(batch):
             piece = ids_of[window.document][window.start : window.stop]
             static = static_ignored([piece], model.vocabulary.special, context=context, bos=bos)
@@ -141,7 +141,7 @@ def evaluate_losses(
         zero, averaged = residual.clone(), residual.clone()
         zero[counted], averaged[counted] = 0.0, mean
         losses = [
-            next_token_losses(logits_from(full, hook, ids, r), ids)
+            next_token_losses(logits_from(full, model.hook, ids, r), ids)
             for r in (residual, spliced(sae, residual, counted), zero, averaged)
         ]
         for i, window in enumerate(batch):

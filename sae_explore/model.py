@@ -74,7 +74,10 @@ class LanguageModel:
         lead = int(bos)
         if bos and self.bos_id is None:
             raise ModelError(f"{self.name} has no BOS token, but the SAE wants one in front of each window")
-        out = np.zeros((len(windows), max(w.length for w in windows) + lead), np.int64)
+        width = max(w.length for w in windows) + lead
+        if width > self.max_positions:
+            raise InputError(f"a context of {width} tokens is more than {self.name} can read, {self.max_positions}")
+        out = np.zeros((len(windows), width), np.int64)
         for row, window in zip(out, windows, strict=True):
             if bos:
                 row[0] = self.bos_id
@@ -172,12 +175,16 @@ def read_config(folder: Path):
 
 
 def load_weights(auto_class, folder: Path, config):
+    """A model from local files in fp32. ModelError where a file is bad, or lacks weights: transformers would draw those at random."""
     try:
-        return auto_class.from_pretrained(
-            folder, config=config, dtype=torch.float32, local_files_only=True, trust_remote_code=False, attn_implementation="sdpa"
+        model, info = auto_class.from_pretrained(
+            folder, config=config, dtype=torch.float32, local_files_only=True, trust_remote_code=False, output_loading_info=True
         )
     except Exception as error:  # transformers, safetensors and torch each raise their own kinds for a bad file
         raise ModelError(f"the model in {folder} could not be loaded: {_first_line(error)}") from error
+    if missing := sorted(info["missing_keys"]):
+        raise ModelError(f"the files in {folder} lack {len(missing)} of the model's weights ({missing[0]}, ...); download the model again")
+    return model
 
 
 def load_tokenizer(folder: Path):
@@ -198,10 +205,27 @@ def _unembedding(model: torch.nn.Module, base: torch.nn.Module, name: str) -> Un
     if head is None or head.weight.ndim != 2:
         raise ModelError(f"{name}: no unembedding matrix was found")
     norm = getattr(base, _find(base, _NORM_NAMES, "final norm"))
-    gain = norm.weight.detach().float()
-    if type(norm).__name__.startswith("Gemma"):
-        gain = 1.0 + gain  # Gemma's RMSNorm stores the gain's distance from 1
-    return Unembedding(head.weight.detach(), gain, isinstance(norm, torch.nn.LayerNorm))
+    return Unembedding(head.weight.detach(), *_measured_norm(norm, head.weight.shape[1], name))
+
+
+@torch.inference_mode()
+def _measured_norm(norm: torch.nn.Module, d_model: int, name: str) -> tuple[torch.Tensor, bool]:
+    """(gain, whether it centres) of a final norm, from what it does to random rows.
+
+    Measured, because families store it in different ways: Gemma's, Nemotron's and Qwen3-Next's weights are the gain less 1,
+    Gemma 4's are not, OLMo has none, Cohere's norm centres without being an `nn.LayerNorm`.
+    """
+    rows = 1e3 * torch.randn(32, d_model, generator=torch.Generator().manual_seed(0))  # large: the norm's eps does not show
+    out = norm(rows) - norm(torch.zeros(1, d_model))  # the norm of zeros is its bias
+    tolerance = 1e-3 * float(out.abs().max())
+    shifted = norm(rows + 1e3) - norm(torch.zeros(1, d_model))
+    centred = float((shifted - out).abs().max()) < tolerance
+    unit = rows - rows.mean(-1, keepdim=True) if centred else rows
+    unit = unit / unit.square().mean(-1, keepdim=True).sqrt()
+    gain = (out * unit).sum(0) / unit.square().sum(0)
+    if float((unit * gain - out).abs().max()) > tolerance:
+        raise ModelError(f"{name}: its final norm, {type(norm).__name__}, is neither a LayerNorm nor an RMSNorm; the logit lens needs one")
+    return gain.clone(), centred
 
 
 def _find(base: torch.nn.Module, names: Sequence[str], what: str) -> str:

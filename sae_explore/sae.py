@@ -117,15 +117,12 @@ class Sae:
         """Residual rows (n, d_in) to sparse activations. Rows are worked on in chunks of bounded size."""
         prepared, info = self.prepare(x)
         rows = max(16, _CHUNK_ELEMENTS // self.spec.d_sae)
-        parts = [self._select(self.pre_activations(chunk), chunk) for chunk in prepared.split(rows)]
-        if not parts:
-            empty = torch.zeros(0, dtype=torch.int64, device=x.device)
-            return SparseActs(torch.zeros(1, dtype=torch.int64, device=x.device), empty, prepared.new_zeros(0)), info
+        parts = [self._select(self.pre_activations(chunk)) for chunk in prepared.split(rows)]
         counts = torch.cat([p[0] for p in parts])
         offsets = F.pad(counts.cumsum(0), (1, 0))
         return SparseActs(offsets, torch.cat([p[1] for p in parts]), torch.cat([p[2] for p in parts])), info
 
-    def _select(self, pre: torch.Tensor, chunk: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _select(self, pre: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(counts per row, features, values), strongest first within each row."""
         if self.spec.architecture == "topk":
             values, features = topk_rows(pre, self.spec.k)
@@ -193,7 +190,7 @@ def topk_rows(pre: torch.Tensor, k: int, *, group: int = 32) -> tuple[torch.Tens
     groups = m // group
     if pre.is_cuda or m % group or groups < 4 * k:
         return torch.topk(pre, k, dim=-1)
-    grouped = pre.view(n, groups, group)
+    grouped = pre.reshape(n, groups, group)
     chosen = torch.topk(grouped.amax(-1), k, dim=-1, sorted=False).indices  # (n, k)
     candidates = torch.gather(grouped, 1, chosen[:, :, None].expand(-1, -1, group)).view(n, k * group)
     values, at = torch.topk(candidates, k, dim=-1)

@@ -1,4 +1,4 @@
-"""A full causal LM with its residual stream changed after one block, without hooks.
+"""A full causal LM with its residual stream changed at one hook point, without hooks.
 
 Each call works on a shallow copy of the model object that shares all weights and has its own list of blocks, so that a
 model shared by many visitors is never altered and calls need no lock.
@@ -7,39 +7,64 @@ model shared by many visitors is never altered and calls need no lock.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
 
 from sae_explore.errors import ModelError
-from sae_explore.model import _BLOCK_NAMES, _find
+from sae_explore.model import blocks_of
 from sae_explore.types import HookPoint
 
 Edit = Callable[[torch.Tensor], torch.Tensor]
 
 
-class _Skip(nn.Module):
-    """In place of a block below the hook, where its result is replaced anyway."""
+class _StandIn(nn.Module):
+    """Stands in a block's place; what a model reads off its blocks (their kind of attention) comes from the block itself."""
 
-    def forward(self, hidden_states: torch.Tensor, *args, **kwargs) -> torch.Tensor:
-        return hidden_states
+    def __init__(self, block: nn.Module):
+        super().__init__()
+        self.block = block
+
+    def __getattr__(self, name: str):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("block"), name)
 
 
-class _Edited(nn.Module):
+class _Skip(_StandIn):
+    """In place of a block below the hook, where its result is replaced anyway. Answers in the shape that its kind answers in."""
+
+    def __init__(self, block: nn.Module, in_tuple: bool):
+        super().__init__(block)
+        self.in_tuple = in_tuple
+
+    def forward(self, hidden_states: torch.Tensor, *args, **kwargs):
+        return (hidden_states, None) if self.in_tuple else hidden_states
+
+
+class _Edited(_StandIn):
     """A block whose input or output goes through `edit`."""
 
     def __init__(self, block: nn.Module, edit: Edit, before: bool):
-        super().__init__()
-        self.block, self.edit, self.before = block, edit, before
+        super().__init__(block)
+        self.edit, self.before = edit, before
 
-    def forward(self, hidden_states: torch.Tensor, *args, **kwargs) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, *args, **kwargs):
         if self.before:
             return self.block(self.edit(hidden_states), *args, **kwargs)
         out = self.block(hidden_states, *args, **kwargs)
-        if not isinstance(out, torch.Tensor):
-            raise ModelError("a block of this model does not return its residual stream; it cannot be spliced")
-        return self.edit(out)
+        return (self.edit(out[0]), *out[1:]) if isinstance(out, tuple) else self.edit(out)
+
+
+class _Seen(Exception):
+    """Ends a probing run as soon as the first block has answered."""
+
+
+class _Probe(_StandIn):
+    def forward(self, hidden_states: torch.Tensor, *args, **kwargs):
+        raise _Seen(isinstance(self.block(hidden_states, *args, **kwargs), tuple))
 
 
 def with_edit(model: nn.Module, hook: HookPoint, edit: Edit, *, skip_below: bool = False) -> nn.Module:
@@ -47,22 +72,33 @@ def with_edit(model: nn.Module, hook: HookPoint, edit: Edit, *, skip_below: bool
 
     With `skip_below` the blocks below the hook do nothing: right only if `edit` ignores its argument.
     """
-    base_name = model.base_model_prefix
-    base = copy.copy(getattr(model, base_name))
-    base._modules = dict(base._modules)
-    name = _find(base, _BLOCK_NAMES, "blocks")
-    blocks = list(base._modules[name])
+    blocks = list(blocks_of(model))
     if not 0 <= hook.block < len(blocks):
         raise ModelError(f"the model has {len(blocks)} blocks; there is no {hook.name}")
     if skip_below:
-        blocks[: hook.block] = [_Skip() for _ in range(hook.block)]
-    inner = _Skip() if skip_below and hook.site == "post" else blocks[hook.block]
-    blocks[hook.block] = _Edited(inner, edit, before=hook.site == "pre")
-    base._modules[name] = nn.ModuleList(blocks)
-    view = copy.copy(model)
-    view._modules = dict(view._modules)
-    view._modules[base_name] = base
+        in_tuple = _answers_in_tuple(model, blocks)
+        blocks[: hook.depth] = [_Skip(block, in_tuple) for block in blocks[: hook.depth]]
+    blocks[hook.block] = _Edited(blocks[hook.block], edit, before=hook.site == "pre")
+    return _with_blocks(model, blocks)
+
+
+def _with_blocks(model: nn.Module, blocks: Sequence[nn.Module]) -> nn.Module:
+    """A copy of the model object that shares everything with it but the list of blocks."""
+    old, old_base, new = blocks_of(model), model.base_model, nn.ModuleList(blocks)
+    base, view = copy.copy(old_base), copy.copy(model)
+    base._modules = {name: new if module is old else module for name, module in base._modules.items()}
+    view._modules = {name: base if module is old_base else module for name, module in view._modules.items()}
     return view
+
+
+def _answers_in_tuple(model: nn.Module, blocks: Sequence[nn.Module]) -> bool:
+    """Whether this model's blocks return (residual, ...), as GPT-Neo's and Falcon's do, or the residual alone. One token, one block."""
+    try:
+        ids = torch.zeros(1, 1, dtype=torch.long, device=model.device)
+        _with_blocks(model, [_Probe(blocks[0]), *blocks[1:]])(input_ids=ids, use_cache=False)
+    except _Seen as seen:
+        return seen.args[0]
+    raise ModelError("the blocks of this model are not run one after the other; it cannot be spliced")
 
 
 @torch.inference_mode()

@@ -27,6 +27,8 @@ _NAME_OF = {
 }
 _TYPE_OF = {name: dtype for dtype, name in _NAME_OF.items()}
 _MAX_HEADER = 1 << 24
+_MAX_SIDE = 1 << 40  # of an empty tensor too: numpy could not hold more
+_MAX_DIMENSIONS = 8
 
 
 class TensorWriter:
@@ -92,22 +94,30 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
             header = json.loads(file.read(length))
     except OSError as error:
         raise BundleError(f"{path.name} cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BundleError(f"{path.name} is damaged: its header is no JSON") from error
     if not isinstance(header, dict):
         raise BundleError(f"{path.name} is damaged: its header is no table of tensors")
     header.pop("__metadata__", None)
-    return {str(name): _read_one(path, name, entry, 8 + length, size) for name, entry in header.items()}
+    return {name: _read_one(path, name, entry, 8 + length, size) for name, entry in header.items()}
 
 
 def _read_one(path: Path, name: str, entry: object, base: int, size: int) -> np.ndarray:
     try:
-        dtype, shape = _TYPE_OF[entry["dtype"]], tuple(int(n) for n in entry["shape"])
-        start, stop = (int(n) for n in entry["data_offsets"])
+        dtype, shape = _TYPE_OF[entry["dtype"]], tuple(entry["shape"])
+        start, stop = entry["data_offsets"]
+        if any(type(n) is not int for n in (start, stop, *shape)):
+            raise TypeError("sizes are whole numbers")
     except (KeyError, TypeError, ValueError) as error:
-        raise BundleError(f"{path.name} is damaged: the header of tensor {str(name)[:60]!r} is not understood") from error
-    if min((start, *shape), default=0) < 0 or stop - start != dtype.itemsize * math.prod(shape) or base + stop > size:
-        raise BundleError(f"{path.name} is damaged or cut short: tensor {str(name)[:60]!r} does not fit the file")
+        raise BundleError(f"{path.name} is damaged: the header of tensor {name[:60]!r} is not understood") from error
+    if (
+        min(start, *shape, 0) < 0
+        or max(0, *shape) > _MAX_SIDE
+        or len(shape) > _MAX_DIMENSIONS
+        or stop - start != dtype.itemsize * math.prod(shape)
+        or base + stop > size
+    ):
+        raise BundleError(f"{path.name} is damaged or cut short: tensor {name[:60]!r} does not fit the file")
     if start == stop:
         return np.zeros(shape, dtype)
     # Unaligned data (foreign files) is fine: numpy memory maps need no alignment of the file offset.

@@ -116,16 +116,15 @@ def _ends_by_bytes(text: str, pieces: tuple[bytes, ...]) -> np.ndarray | None:
 
 
 def _ends_by_offsets(text: str, offsets: list[tuple[int, int]]) -> np.ndarray:
-    """The same from the tokenizer's offsets: text that no token claims goes with the next one, the rest with the last."""
+    """The same from the tokenizer's offsets: text that no token claims goes with the next one, the rest with the last.
+
+    A character that lies in the spans of several tokens is completed by the last of them.
+    """
     if not offsets:
         return np.zeros(0, np.int64)
-    stops = np.asarray([b for _, b in offsets], np.int64)
-    starts = np.asarray([a for a, _ in offsets], np.int64)
-    ends = np.maximum.accumulate(stops)
-    # Tokens that share a character have the same span: only the last of them completes it.
-    shared = (starts[:-1] == starts[1:]) & (stops[:-1] == stops[1:]) & (stops[1:] > starts[1:])
-    for i in np.flatnonzero(shared):
-        ends[i] = starts[i] if i == 0 else min(ends[i], max(ends[i - 1], starts[i]))
-    ends = np.maximum.accumulate(ends)
+    starts, stops = np.asarray(offsets, np.int64).T
+    claims = np.where(stops > starts, starts, len(text))
+    next_claim = np.minimum.accumulate(np.r_[claims[1:], len(text)][::-1])[::-1]
+    ends = np.maximum.accumulate(np.minimum(stops, next_claim))
     ends[-1] = len(text)
     return ends

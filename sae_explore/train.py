@@ -35,7 +35,7 @@ class TrainConfig:
     latents: int = 2_048
     k: int = 32
     epochs: int = 15
-    lr: float = 0.0  # 2e-4 / sqrt(latents / 2^14), more for few steps
+    lr: float = 0.0  # 2e-4 / sqrt(latents / 2^14)
     batch_tokens: int = 0  # so that a small corpus still gets 2,000 steps, between 512 and 4,096
     dead_after: int = 0  # tokens without firing after which a latent counts as dead: 5 % of all tokens seen, at most 10 M
     seed: int = 0
@@ -46,6 +46,11 @@ class TrainConfig:
             raise InputError(f"latents, k and epochs must be at least 1; got {self.latents}, {self.k} and {self.epochs}")
         if self.k > self.latents:
             raise InputError(f"k = {self.k} is more than the number of latents, {self.latents}")
+        if not (0 <= self.lr < 1 and self.batch_tokens >= 0 and self.dead_after >= 0):
+            raise InputError(
+                f"lr must lie between 0 and 1, batch_tokens and dead_after must not be negative (0: chosen from the data); "
+                f"got {self.lr}, {self.batch_tokens} and {self.dead_after}"
+            )
         if tokens < 256:
             raise InputError(f"{tokens} tokens are too few to train on; give at least 256, better 50,000")
         total = tokens * self.epochs
@@ -130,7 +135,7 @@ def train_topk(
 ) -> tuple[Sae, TrainConfig]:
     """Train on `data` and return the SAE in the units of the raw residuals, and the configuration that was used.
 
-    `report` is called about every second of steps; raising from it cancels. With `checkpoint` an interrupted run goes on
+    `report` is called every 20 steps; raising from it cancels. With `checkpoint` an interrupted run goes on
     where it was and ends with the same weights.
     """
     config = config.resolved(data.tokens, data.d_in)
@@ -198,7 +203,7 @@ def _train_step(state: _State, config: TrainConfig, x: torch.Tensor) -> tuple[to
     loss = error.square().sum() / (n * state.variance)
     dead = torch.nonzero(state.silent > config.dead_after)[:, 0]
     if len(dead):
-        aux_loss, aux, rows = _aux_gradients(x_c, pre, error, dead, config, p["W_dec"])
+        aux_loss, aux = _aux_gradients(x_c, pre, error, dead, config, p["W_dec"])
         loss = loss + AUX_COEFFICIENT * aux_loss
         grads.W_encT[dead] += aux.W_encT
         grads.b_enc[dead] += aux.b_enc
@@ -230,7 +235,7 @@ def _aux_gradients(x_c, pre, error, dead, config: TrainConfig, W_dec):
     norm = (target - target.mean(0)).square().sum().clamp_min(1e-12)
     loss = difference.square().sum() / norm
     grads = topk_gradients(x_c[:rows], at, values, difference * (2.0 * AUX_COEFFICIENT / norm), W_dead)
-    return loss, grads, rows
+    return loss, grads
 
 
 def _set_lr(state: _State, config: TrainConfig, steps: int) -> None:

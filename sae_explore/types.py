@@ -200,3 +200,13 @@ class FeatureCard:
     lens_convention: str
     neighbours: tuple[tuple[int, float], ...]  # decoder cosine
     extra: dict = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text of a corpus."""
+
+    id: str  # unique in its corpus
+    source: str  # where it came from: a file, a data set, the register of an embedded text
+    category: str
+    text: str

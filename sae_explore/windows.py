@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+from sae_explore.errors import InputError
+
 
 class Window(NamedTuple):
     """Tokens start..stop of a document go through the model; the answers for keep..stop are used."""
@@ -26,6 +28,8 @@ class Window(NamedTuple):
 
 def windows_of(n_tokens: int, capacity: int, *, document: int = 0, overlap: bool = True) -> list[Window]:
     """Cut n_tokens into windows of at most `capacity` tokens (the context less a BOS, if one is put in front)."""
+    if capacity < 1:
+        raise InputError(f"the context leaves room for {capacity} tokens of text in a window; make it longer")
     if n_tokens <= 0:
         return []
     stride = max(1, capacity // 2) if overlap else capacity
@@ -55,11 +59,11 @@ def length_batches(windows: Sequence[Window], max_rows: int, max_tokens: int) ->
 
 def blocks_of_documents(lengths: Iterable[int], max_tokens: int) -> Iterator[tuple[int, int]]:
     """Consecutive documents first..last (exclusive) of about `max_tokens` tokens together: the unit of bounded memory."""
-    first = total = index = 0
-    for index, length in enumerate(lengths):
+    first = last = total = 0
+    for last, length in enumerate(lengths, start=1):
         if total and total + length > max_tokens:
-            yield first, index
-            first, total = index, 0
+            yield first, last - 1
+            first, total = last - 1, 0
         total += length
-    if total or first <= index:
-        yield first, index + 1
+    if last:
+        yield first, last

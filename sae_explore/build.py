@@ -1,0 +1,147 @@
+"""The pipeline: texts, model and SAE in, a bundle out. Each stage is kept, so that a killed build goes on where it was.
+
+    texts -> tokens -> sae (read or trained) -> store -> features -> metrics -> published as `cache/NAME`
+
+A build works in `cache/.build-NAME/`; nothing of it is seen by readers until the last step renames it into place. Stages are
+deterministic, so a resumed build ends with the same hashes as an undisturbed one.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from sae_explore.bundle_files import check_name, default_cache, publish, write_json
+from sae_explore.errors import ExploreError, InputError
+from sae_explore.types import HookPoint
+
+log = logging.getLogger(__name__)
+
+Report = Callable[[str, str, float | None], None]
+"""(stage, what is being done, share done or None). Raising from it cancels the build; what is done is kept."""
+
+STAGES = ("texts", "tokens", "sae", "store", "features", "metrics")
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """Everything that decides a bundle's contents."""
+
+    name: str
+    model: str
+    hook: str = "blocks.6.hook_resid_post"
+    sae: str | None = None  # a folder in SAELens's format; None: train one
+    texts: tuple[str, ...] = ("diverse",)  # to train on and, unless `store_texts` is given, to explore
+    store_texts: tuple[str, ...] = ()
+    latents: int = 2_048
+    k: int = 32
+    epochs: int = 15
+    lr: float = 0.0  # 0: chosen from the number of latents
+    batch_tokens: int = 0  # 0: chosen from the number of tokens
+    max_tokens: int | None = None  # to train on
+    max_texts: int | None = None  # to explore
+    context: int = 128
+    batch_size: int = 32  # texts a forward batch
+    seed: int = 0
+    device: str = "auto"
+    dtype: str = "auto"  # of the store's forward passes: auto, float32 or bfloat16
+    center: str = "auto"
+    weights: str = "float32"  # on disk
+    store_cap: int = 0  # firings of a feature past which only the strongest and a sample are kept; 0: the store's default
+    revision: str | None = None
+
+    def checked(self) -> BuildRequest:
+        """This request with its hook in canonical form; InputError for what cannot be."""
+        check_name(self.name)
+        for what, value, low in (("latents", self.latents, 1), ("k", self.k, 1), ("epochs", self.epochs, 1),
+                                 ("context", self.context, 8), ("batch-size", self.batch_size, 1)):  # fmt: skip
+            if value < low:
+                raise InputError(f"--{what} is {value}, but must be at least {low}")
+        if self.sae is None and self.k > self.latents:
+            raise InputError(f"k = {self.k} is more than the number of latents, {self.latents}")
+        for what, value, allowed in (("dtype", self.dtype, ("auto", "float32", "bfloat16")), ("center", self.center, ("auto", "yes", "no")),
+                                     ("weights", self.weights, ("float32", "float16"))):  # fmt: skip
+            if value not in allowed:
+                raise InputError(f"--{what} is {value!r}, but must be one of {', '.join(allowed)}")
+        return replace(self, hook=HookPoint.parse(self.hook).name)
+
+
+class Work:
+    """The working folder of a build: `out/` becomes the bundle, `state.json` says which stages are done and what they found."""
+
+    def __init__(self, folder: Path, request: BuildRequest, *, fresh: bool):
+        self.folder, self.out = folder, folder / "out"
+        self._file = folder / "state.json"
+        wanted = json.loads(json.dumps(asdict(request)))
+        state = None if fresh else _read_json(self._file)
+        if not isinstance(state, dict) or state.get("request") != wanted:
+            shutil.rmtree(folder, ignore_errors=True)
+            state = {"request": wanted, "done": {}, "progress": {}}
+        self.state = state
+        self.out.mkdir(parents=True, exist_ok=True)
+        self._save()
+
+    def stage(self, name: str, run: Callable[[], dict]) -> dict:
+        """What the stage found, running it only if it has not been done."""
+        if name not in self.state["done"]:
+            found = run()
+            self.state["done"][name] = found
+            self._save()
+        return self.state["done"][name]
+
+    def progress(self, key: str) -> dict:
+        """Where a stage that works in steps was when the build was stopped."""
+        return self.state["progress"].get(key, {})
+
+    def save_progress(self, key: str, value: dict) -> None:
+        self.state["progress"][key] = value
+        self._save()
+
+    def _save(self) -> None:
+        write_json(self._file, self.state)
+
+
+def _read_json(path: Path) -> object:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def work_folder(cache: Path, name: str) -> Path:
+    return cache / f".build-{name}"
+
+
+def build(request: BuildRequest, *, cache: Path | None = None, force: bool = False, report: Report | None = None) -> Path:
+    """Build `cache/NAME` and return its folder. Goes on with an unfinished build of the same request unless `force`.
+
+    The errors are the user's to mend (`ExploreError`); memory that runs out is reported with what to try.
+    """
+    from sae_explore import build_stages as stages  # imports torch
+
+    request, cache = request.checked(), cache or default_cache()
+    report = report or (lambda _stage, _text, _share: None)
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        work = Work(work_folder(cache, request.name), request, fresh=force)
+        context = stages.Context(request, cache, work, report)
+        found = {name: work.stage(name, lambda name=name: getattr(stages, f"stage_{name}")(context)) for name in STAGES}
+        report("publish", "checking and switching", None)
+        publish(work.out, cache / request.name, stages.manifest(context, found))
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, MemoryError) or "allocate memory" in str(error) or "out of memory" in str(error):
+            raise ExploreError(
+                f"memory ran out ({request.latents} latents, forward batches of {request.batch_size} texts of {request.context} tokens); "
+                "try a smaller --batch-size, fewer --latents or a smaller --max-tokens; the finished stages are kept"
+            ) from error
+        raise
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise ExploreError(f"the build cannot write or read a file ({error.strerror}: {error.filename}); finished stages are kept") from error
+    shutil.rmtree(work.folder, ignore_errors=True)
+    return cache / request.name

@@ -1,0 +1,327 @@
+"""The stages of a build. Each takes the `Context`, writes its files into `out/`, and returns what later stages and the manifest need.
+
+No stage holds anything of size tokens x latents or tokens x d_model beyond a block of documents.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from sae_explore import activation_store, bundle, encoding
+from sae_explore.activation_store import ActivationStore, StoreWriter
+from sae_explore.build import BuildRequest, Report, Work
+from sae_explore.collect import capacity_of, collect_activations, ignored_rows, median_norm_of, residual_blocks, static_ignored
+from sae_explore.dataset import is_held_out, load_texts
+from sae_explore.errors import InputError
+from sae_explore.feature_table import build_features
+from sae_explore.metrics import evaluate_losses, evaluate_reconstruction
+from sae_explore.model import LanguageModel, load_full_model, load_model
+from sae_explore.model_sources import ModelSource, resolve_model
+from sae_explore.sae import Sae
+from sae_explore.sae_formats import load_sae, save_sae
+from sae_explore.tensor_file import read_tensors, write_tensors
+from sae_explore.train import Progress, TrainConfig, train_topk
+from sae_explore.tracer import bundle_sae
+from sae_explore.types import HookPoint, SaeSpec
+
+TRAIN_DOCUMENTS = "train_documents.parquet"
+EVALUATED_TOKENS = 100_000  # at most, for explained variance on held-out documents
+LOSS_TOKENS = 20_000  # at most, for cross entropies, which run the whole model four times
+_TOKENIZE = 512  # texts at once
+
+
+class Context:
+    """What the stages share: the request, the working folder, and the model and SAE, loaded when first needed."""
+
+    def __init__(self, request: BuildRequest, cache: Path, work: Work, report: Report):
+        self.request, self.cache, self.work, self._report = request, cache, work, report
+        self.out = work.out
+        self.device = "cuda" if request.device == "auto" and torch.cuda.is_available() else request.device.replace("auto", "cpu")
+        self.foreign = load_sae(Path(request.sae)) if request.sae else None
+        spec = self.foreign.spec if self.foreign else None
+        self.hook = HookPoint.parse(spec.hook if spec else request.hook)
+        self.window = spec.context if spec else request.context
+
+    def report(self, stage: str, text: str, share: float | None = None) -> None:
+        self._report(stage, text, share)
+
+    @cached_property
+    def source(self) -> ModelSource:
+        return resolve_model(self.request.model, models=self.cache / "models", revision=self.request.revision,
+                             report=lambda text, share: self.report("model", text, share))  # fmt: skip
+
+    @cached_property
+    def model(self) -> LanguageModel:
+        source = self.source
+        self.report("model", f"loading {source.display}")
+        model = load_model(source.folder, hook=self.hook, name=source.spec, revision=source.revision, device=self.device)
+        if self.window > model.max_positions:
+            raise InputError(f"a context of {self.window} tokens is more than the {model.max_positions} positions of {source.display}")
+        return model
+
+    @cached_property
+    def bos(self) -> bool:
+        """Whether windows start with a BOS: as a published SAE's config says, else wherever the model has one."""
+        return self.foreign.spec.prepend_bos if self.foreign else self.model.bos_id is not None
+
+    @cached_property
+    def sae(self) -> Sae:
+        """The SAE as the bundle's files hold it: what is shown is computed with the weights that are stored."""
+        return bundle_sae(self.out / bundle.SAE_FOLDER, self.work.state["done"]["sae"]["spec"])
+
+    @cached_property
+    def documents(self) -> pa.Table:
+        return pq.read_table(self.out / bundle.DOCUMENTS_FILE)
+
+    @cached_property
+    def ids_of(self) -> list[np.ndarray]:
+        """Token ids of the documents to explore."""
+        return tokenized(self.model, self.documents["text"], lambda share: self.report("tokens", "reading the texts", share))
+
+    @cached_property
+    def evaluated(self) -> tuple[list[int], str]:
+        """Documents on which the SAE is judged: none that it was trained on here; and a sentence that says which."""
+        n = self.documents.num_rows
+        if self.request.sae:
+            return list(range(n)), "all texts of this bundle; what the SAE was trained on is not known here"
+        if self.request.store_texts:
+            return list(range(n)), "all texts of this bundle; none was trained on"
+        held_out = [i for i, text in enumerate(self.documents["text"]) if is_held_out(text.as_py())]
+        if held_out:
+            return held_out, "held-out texts, never trained on (sha256 of the text mod 50 = 0)"
+        return list(range(n)), "in-sample: too few texts to hold some out"
+
+
+def tokenized(model: LanguageModel, texts, report) -> list[np.ndarray]:
+    """Token ids of many texts, without special tokens."""
+    found: list[np.ndarray] = []
+    for a in range(0, len(texts), _TOKENIZE):
+        chunk = [t.as_py() if isinstance(t, pa.Scalar) else t for t in texts[a : a + _TOKENIZE]]
+        encoded = model.tokenizer(chunk, add_special_tokens=False, verbose=False)["input_ids"]
+        found.extend(np.asarray(ids, np.int32) for ids in encoded)
+        report((a + len(chunk)) / len(texts))
+    return found
+
+
+# ---- texts and tokens --------------------------------------------------------------------------------------------------
+
+
+def stage_texts(context: Context) -> dict:
+    """Documents to explore -> documents.parquet; documents to train on, in random order, beside the bundle."""
+    request = context.request
+    say = lambda text: context.report("texts", text)  # noqa: E731
+    explored = load_texts(request.store_texts or request.texts, max_texts=request.max_texts, seed=request.seed, report=say)
+    if not explored.documents:
+        raise InputError(f"the texts {', '.join(request.store_texts or request.texts)} hold nothing to read")
+    pq.write_table(_table(explored.documents), context.out / bundle.DOCUMENTS_FILE, compression="zstd")
+    notes, sources = list(explored.notes), [asdict(s) for s in explored.sources]
+    train_sources = sources
+    if not request.sae:
+        training = load_texts(request.texts, seed=request.seed, report=say) if request.store_texts else explored
+        order = np.random.default_rng(request.seed).permutation(len(training.documents))
+        pq.write_table(_table([training.documents[i] for i in order]), context.work.folder / TRAIN_DOCUMENTS)
+        notes += [n for n in training.notes if n not in notes]
+        train_sources = [asdict(s) for s in training.sources]
+    counts = Counter(d.category for d in explored.documents)
+    return {"documents": len(explored.documents), "categories": sorted(counts), "notes": notes, "sources": sources, "train_sources": train_sources}
+
+
+def _table(documents) -> pa.Table:
+    return pa.table({name: pa.array([getattr(d, name) for d in documents], pa.string()) for name in ("id", "source", "category", "text")})
+
+
+def stage_tokens(context: Context) -> dict:
+    """vocabulary.safetensors: what every token id holds, so that pages need no tokenizer; the number of tokens."""
+    vocabulary = context.model.vocabulary
+    write_tensors(context.out / bundle.VOCABULARY_FILE, {
+        "blob": vocabulary.blob, "offsets": vocabulary.offsets.astype(np.uint32), "special": vocabulary.special,
+    })  # fmt: skip
+    tokens = sum(map(len, context.ids_of))
+    if not tokens:
+        raise InputError("the texts hold no tokens")
+    return {"tokens": tokens, "bos": context.bos, "n_layers": context.model.n_layers, "revision": context.source.revision}
+
+
+# ---- the SAE -----------------------------------------------------------------------------------------------------------
+
+
+def stage_sae(context: Context) -> dict:
+    """Write sae/: read from a folder, or trained."""
+    found = _foreign_sae(context) if context.foreign else _trained_sae(context)
+    return found
+
+
+def _foreign_sae(context: Context) -> dict:
+    sae, model = context.foreign, context.model
+    if sae.spec.d_in != model.d_model:
+        raise InputError(f"the SAE reads {sae.spec.d_in} dimensions, but {context.source.display} has {model.d_model}; is it made for this model?")
+    if context.request.center == "yes":
+        sae = replace(sae, spec=replace(sae.spec, center_input=True))
+    save_sae(sae, context.out / bundle.SAE_FOLDER)
+    rows = next(residual_blocks(model, context.ids_of, context=context.window, bos=context.bos))
+    static = static_ignored(context.ids_of[: rows[1]], model.vocabulary.special, context=context.window, bos=context.bos)
+    return {"spec": asdict(sae.spec), "train": None, "median_norm": median_norm_of(rows[2], static), "held_out": None}
+
+
+def _trained_sae(context: Context) -> dict:
+    request, model, work = context.request, context.model, context.work
+    table = pq.read_table(work.folder / TRAIN_DOCUMENTS)
+    texts = table["text"].to_pylist()
+    categories = table["category"].to_pylist()
+    held = [is_held_out(t) for t in texts]
+    if all(held):
+        held = [False] * len(texts)
+    train_ids = tokenized(model, [t for t, h in zip(texts, held, strict=True) if not h], lambda s: context.report("sae", "reading the texts", s))
+    total = min(request.max_tokens or 1 << 62, sum(map(len, train_ids)))
+    data, info = collect_activations(
+        model, train_ids, work.folder / "activations", context=context.window, bos=context.bos, max_tokens=request.max_tokens,
+        batch_rows=request.batch_size, autocast=encoding.training_dtype(request.dtype),
+        progress=lambda n: context.report("sae", f"residuals of {n:,} of {total:,} tokens", min(1.0, n / max(total, 1))),
+    )  # fmt: skip
+    config = TrainConfig(request.latents, request.k, request.epochs, request.lr, request.batch_tokens, seed=request.seed)
+    spec = SaeSpec("topk", model.d_model, request.latents, request.k, context.hook.name, request.model, context.window, context.bos, source="trained here")
+    last: list[Progress] = []
+
+    def tell(p: Progress) -> None:
+        last[:] = [p]
+        context.report("sae", f"epoch {p.epoch + 1} of {config.epochs}: loss {p.loss:.3f}, explained variance {p.explained_variance:.3f}, "
+                       f"L0 {p.l0:.1f}, dead {p.dead}", p.step / p.steps)  # fmt: skip
+
+    sae, used = train_topk(data, config, spec=spec, device=context.device, checkpoint=work.folder / "checkpoint.pt", report=tell)
+    save_sae(sae, context.out / bundle.SAE_FOLDER, dtype=getattr(torch, request.weights))
+    sae = bundle_sae(context.out / bundle.SAE_FOLDER, asdict(spec))
+    chosen = [i for i, h in enumerate(held) if h]
+    outside = None
+    if chosen:
+        ids = tokenized(model, [texts[i] for i in chosen], lambda _s: None)
+        outside = evaluate_reconstruction(model, sae, ids, [categories[i] for i in chosen], context=context.window, bos=context.bos,
+                                          median_norm=info["median_norm"], max_tokens=EVALUATED_TOKENS)  # fmt: skip
+    inside = evaluate_reconstruction(model, sae, train_ids, ["train"] * len(train_ids), context=context.window, bos=context.bos,
+                                     median_norm=info["median_norm"], max_tokens=EVALUATED_TOKENS // 4)  # fmt: skip
+    train = {
+        "tokens": info["tokens"], "documents": info["documents"], "sinks": info["sinks"], "config": asdict(used),
+        "tokens_seen": data.tokens // used.batch_tokens * used.batch_tokens * used.epochs,
+        "explained_variance": inside.explained_variance, "tokens_evaluated": inside.tokens, "l0": inside.l0,
+    }  # fmt: skip
+    return {"spec": asdict(spec), "train": train, "median_norm": info["median_norm"], "held_out": asdict(outside) if outside else None}
+
+
+# ---- the store ---------------------------------------------------------------------------------------------------------
+
+
+def stage_store(context: Context) -> dict:
+    """activations.safetensors and tokens.safetensors, in one pass over the documents."""
+    model, sae, work, ids_of = context.model, context.sae, context.work, context.ids_of
+    median = work.state["done"]["sae"]["median_norm"]
+    cap = context.request.store_cap or activation_store.CAP
+    writer = StoreWriter(work.folder / "store", sae.spec.d_sae, cap=cap)
+    at = work.progress("store") or {"document": 0, "part": 0, "sinks": 0}
+    if "dtype" not in at:  # measured once, so that a resumed build goes on in the same precision
+        autocast, agreement = encoding.store_dtype(context.request.dtype, model, sae, ids_of, context=context.window, bos=context.bos)
+        at |= {"dtype": "bfloat16" if autocast else "float32", "agreement": agreement}
+    autocast = torch.bfloat16 if at["dtype"] == "bfloat16" else None
+    blocks = residual_blocks(model, ids_of, context=context.window, bos=context.bos, batch_rows=context.request.batch_size, autocast=autocast,
+                             first_document=at["document"]) if at["document"] < len(ids_of) else ()  # fmt: skip
+    for first, last, rows in blocks:
+        static = static_ignored(ids_of[first:last], model.vocabulary.special, context=context.window, bos=context.bos)
+        ignored = ignored_rows(rows, static, median)
+        encoding.write_block(writer, at["part"], sae, rows, ignored)
+        at |= {"document": last, "part": at["part"] + 1, "sinks": at["sinks"] + int(ignored.sum()) - int(static.sum())}
+        work.save_progress("store", at)
+        context.report("store", f"{last:,} of {len(ids_of):,} texts", last / len(ids_of))
+    totals = writer.finish(context.out / activation_store.STORE_FILE, seed=context.request.seed,
+                           progress=lambda share: context.report("store", "ordering by feature", share))  # fmt: skip
+    _write_tokens(context, writer.ignored())
+    np.savez(work.folder / "totals.npz", **totals._asdict())
+    return {"sinks": at["sinks"], "ignored": int(writer.ignored().sum()), "dtype": at["dtype"], "bf16_agreement": at["agreement"], "cap": cap}
+
+
+def _write_tokens(context: Context, ignored: np.ndarray) -> None:
+    from sae_explore.tokens import char_ends
+
+    ends = [char_ends(context.model.tokenize(text.as_py()).texts) for text in context.documents["text"]]
+    write_tensors(context.out / bundle.TOKENS_FILE, {
+        "ids": np.concatenate(context.ids_of).astype(np.uint16 if len(context.model.vocabulary) <= 1 << 16 else np.uint32),
+        "offsets": np.concatenate([[0], np.cumsum([len(i) for i in context.ids_of])]).astype(np.int64),
+        "char_ends": np.concatenate(ends).astype(np.uint32),
+        "ignored": ignored,
+    })  # fmt: skip
+
+
+# ---- features, metrics, manifest ---------------------------------------------------------------------------------------
+
+
+def stage_features(context: Context) -> dict:
+    """features.parquet, features.safetensors, lens.safetensors, examples.safetensors."""
+    totals = activation_store.FeatureTotals(**np.load(context.work.folder / "totals.npz"))
+    store = ActivationStore(context.out / activation_store.STORE_FILE, context.sae.spec.d_sae)
+    tokens = read_tensors(context.out / bundle.TOKENS_FILE)
+    category = np.asarray(context.documents["category"].to_pylist())
+    return build_features(
+        context.out, store=store, totals=totals, sae=context.sae, unembedding=context.model.unembedding, vocabulary=context.model.vocabulary,
+        ids=np.asarray(tokens["ids"]), doc_offsets=np.asarray(tokens["offsets"]), ignored=np.asarray(tokens["ignored"]), category_of_document=category,
+        window=capacity_of(context.window, bos=context.bos), seed=context.request.seed,
+        report=lambda text, share=None: context.report("features", text, share),
+    )  # fmt: skip
+
+
+def stage_metrics(context: Context) -> dict:
+    """Explained variance, L0, dead and cross entropies on the evaluated documents."""
+    chosen, sentence = context.evaluated
+    context.report("metrics", "how well the SAE rebuilds the residuals")
+    figures = evaluate(context.model, load_full_model(context.source.folder, device=context.device), context.sae,
+                       [context.ids_of[i] for i in chosen], [context.documents["category"][i].as_py() for i in chosen],
+                       window=context.window, bos=context.bos, median_norm=context.work.state["done"]["sae"]["median_norm"],
+                       report=lambda share: context.report("metrics", "what the SAE costs the model's predictions", share))  # fmt: skip
+    return {"evaluated_on": sentence, **figures}
+
+
+def evaluate(model: LanguageModel, full, sae: Sae, ids_of, categories, *, window: int, bos: bool, median_norm: float, report) -> dict:
+    """All figures of one set of documents: {"tokens_eval", "explained_variance", "l0", ..., "ce_clean", ..., "by_category"}."""
+    options = {"context": window, "bos": bos, "median_norm": median_norm}
+    rebuilt = evaluate_reconstruction(model, sae, ids_of, categories, max_tokens=EVALUATED_TOKENS, **options)
+    total = min(LOSS_TOKENS, sum(map(len, ids_of)))
+    losses = evaluate_losses(model, full, sae, ids_of, categories, max_tokens=LOSS_TOKENS, progress=lambda n: report(min(1.0, n / total)), **options)
+    by_category = {name: {**row, **losses["by_category"].get(name, {})} for name, row in rebuilt.by_category.items()}
+    return {"tokens_eval": rebuilt.tokens, "explained_variance": rebuilt.explained_variance, "l0": rebuilt.l0,
+            **{key: value for key, value in losses.items() if key != "by_category"}, "by_category": by_category}  # fmt: skip
+
+
+def manifest(context: Context, found: dict[str, dict]) -> dict:
+    """What the manifest says beside schema, folder and files."""
+    sae, texts, tokens, store = found["sae"], found["texts"], found["tokens"], found["store"]
+    train = sae["train"]
+    return {
+        "model": {"spec": context.request.model, "display": context.source.display, "revision": tokens["revision"],
+                  "licence": context.source.licence, "n_layers": tokens["n_layers"]},
+        "hook": context.hook.name,
+        "units": "the SAE's own units",
+        "context": context.window,
+        "bos": tokens["bos"],
+        "median_norm": sae["median_norm"],
+        "sae": sae["spec"],
+        "train": train,
+        "corpus": {"texts": list(context.request.store_texts or context.request.texts), "documents": texts["documents"],
+                   "tokens": tokens["tokens"], "counted_tokens": tokens["tokens"] - store["ignored"], "sinks": store["sinks"],
+                   "categories": texts["categories"], "sources": texts["sources"], "train_sources": texts["train_sources"], "notes": texts["notes"]},
+        "store": {key: store[key] for key in ("dtype", "bf16_agreement", "cap")},
+        "lens": found["features"]["lens"],
+        "features": found["features"]["summary"],
+        "metrics": {
+            "tokens_train": train["tokens"] if train else None,
+            "explained_variance_train": train["explained_variance"] if train else None,
+            "latents": sae["spec"]["d_sae"],
+            "dead": found["features"]["summary"]["dead"],
+            "held_out_of_training_sources": sae["held_out"],
+            **found["metrics"],
+        },
+        "request": context.work.state["request"],
+    }  # fmt: skip

@@ -1,0 +1,197 @@
+"""Everything a page says about features, computed once at build time and written into the bundle.
+
+    features.parquet       a row a feature: plain numbers and words to sort, filter and search by
+    features.safetensors   arrays a feature: histogram, categories, neighbours, co-active features
+    lens.safetensors       logit-lens lists in each convention, histogram of the folded logits
+    examples.safetensors   tokens at which the top, interval and random examples peak
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from sae_explore import bundle, feature_stats, labels, lens
+from sae_explore.activation_store import ActivationStore, FeatureTotals
+from sae_explore.feature_stats import NONE
+from sae_explore.labels import Evidence
+from sae_explore.model import Unembedding
+from sae_explore.sae import Sae
+from sae_explore.tensor_file import write_tensors
+from sae_explore.tokens import Vocabulary
+
+NEIGHBOURS = 10
+DENSE = 0.1  # share of tokens from which a feature counts as dense: hidden by default in ranked lists
+_LABEL_EXAMPLES = 20
+
+
+def build_features(
+    out: Path,
+    *,
+    store: ActivationStore,
+    totals: FeatureTotals,
+    sae: Sae,
+    unembedding: Unembedding,
+    vocabulary: Vocabulary,
+    ids: np.ndarray,
+    doc_offsets: np.ndarray,
+    ignored: np.ndarray,
+    category_of_document: np.ndarray,
+    window: int,
+    seed: int = 0,
+    report: Callable[..., None] = lambda _text, _share=None: None,
+) -> dict:
+    """Write the four files; returns {"lens": ..., "summary": ...} for the manifest."""
+    n_tokens = len(ids)
+    document = np.repeat(np.arange(len(doc_offsets) - 1), np.diff(doc_offsets))
+    position = np.arange(n_tokens) - doc_offsets[document]
+    unit = np.cumsum(np.concatenate([[0], (np.diff(document) != 0) | (np.diff(position // window) != 0)]))  # document windows
+    categories = sorted(set(category_of_document.tolist()))
+    category_of_token = np.searchsorted(categories, category_of_document)[document]
+
+    report("examples")
+    examples = feature_stats.choose_examples(store, ids, unit, seed=seed)
+    write_tensors(out / bundle.EXAMPLES_FILE, examples._asdict())
+    report("lens")
+    tables, random, lens_info = lens_tables(sae.W_dec, unembedding, vocabulary, examples.top, ids, seed=seed)
+    write_lens(out, tables)
+    report("neighbours and co-active features")
+    near = {name: lens.nearest_by_cosine(rows, NEIGHBOURS) for name, rows in (("decoder", sae.W_dec), ("encoder", sae.W_enc.T))}
+    together = feature_stats.coactivation(store, totals.count, n_tokens, seed=seed)
+    by_category = feature_stats.group_counts(store, category_of_token, len(categories))
+    arrays = {
+        "max": totals.max,
+        "histogram": feature_stats.histograms(store, totals.max).astype(np.uint32),
+        "categories": by_category.astype(np.uint32),
+        "coactive_feature": together.feature,
+        "coactive_probability": together.probability.astype(np.float16),
+        "coactive_correlation": together.correlation.astype(np.float16),
+        "coactive_count": together.count.astype(np.uint32),
+    }
+    for name, (neighbours, cosines) in near.items():
+        arrays |= {f"{name}_neighbours": neighbours, f"{name}_cosines": cosines.astype(np.float16)}
+    write_tensors(out / bundle.ARRAYS_FILE, arrays)
+    report("labels")
+    counted = int((~ignored).sum())
+    columns = _number_columns(totals, counted, tables, random, sae)
+    columns |= _word_columns(ids, vocabulary, doc_offsets, category_of_document, category_of_token, ignored, examples, tables[lens_info["default"]], random[lens_info["default"]])
+    pq.write_table(pa.table(columns), out / bundle.FEATURES_FILE, compression="zstd")
+    live = totals.count > 0
+    density = totals.count / max(counted, 1)
+    return {
+        "lens": lens_info,
+        "summary": {"dead": int((~live).sum()), "dense": int((density > DENSE).sum()), "dense_above": DENSE, "counted_tokens": counted,
+                    "l0": float(totals.count.sum() / max(counted, 1)), "kinds": dict(Counter(columns["label_kind"]))},
+    }  # fmt: skip
+
+
+# ---- the logit lens ----------------------------------------------------------------------------------------------------
+
+
+def lens_tables(W_dec: torch.Tensor, unembedding: Unembedding, vocabulary: Vocabulary, top: np.ndarray, ids: np.ndarray, *, seed: int = 0):
+    """(tables, tables of random directions, info) by convention; the default is the one that agrees best with the features' examples."""
+    hidden = vocabulary.special | (np.diff(vocabulary.offsets) == 0)
+    directions = lens.random_directions(W_dec.shape[1], seed=seed)
+    tables, random, agreement = {}, {}, {}
+    for convention in lens.CONVENTIONS:
+        matrix = lens.lens_matrix(unembedding, convention)
+        tables[convention] = lens.lens_table(W_dec, matrix, hidden)
+        random[convention] = lens.lens_table(directions, matrix, hidden)
+        agreement[convention] = round(_mean_agreement(tables[convention].positive_ids, top, ids), 4)
+    default = max(lens.CONVENTIONS, key=lambda c: agreement[c])
+    baseline = random["folded"]
+    info = {
+        "default": default, "conventions": list(lens.CONVENTIONS), "agreement": agreement,
+        "random": {"directions": lens.N_RANDOM, "strength": float(baseline.std.mean()), "top_logit": {c: float(t.positive[:, 0].mean()) for c, t in random.items()},
+                   "z_top": {c: float(_z_top(t).mean()) for c, t in random.items()}},
+    }  # fmt: skip
+    return tables, random, info
+
+
+def _z_top(table: lens.LensTable) -> np.ndarray:
+    """The largest listed logit in standard deviations over the vocabulary, (n,)."""
+    return table.positive[:, 0].astype(np.float32) / np.maximum(table.std, 1e-12)
+
+
+def _mean_agreement(positive_ids: np.ndarray, top: np.ndarray, ids: np.ndarray, first: int = 10) -> float:
+    """Over live features: mean share of top examples whose peak token or the one after it is among the first lens tokens."""
+    shares = []
+    for row, listed in zip(top, positive_ids[:, :first], strict=True):
+        peaks = row[row != NONE].astype(np.int64)
+        if len(peaks):
+            after = ids[np.minimum(peaks + 1, len(ids) - 1)]
+            shares.append(float((np.isin(ids[peaks], listed) | np.isin(after, listed)).mean()))
+    return float(np.mean(shares)) if shares else 0.0
+
+
+def write_lens(out: Path, tables: dict[str, lens.LensTable]) -> None:
+    """Lists of every convention; the histogram only of the folded one, in which strength is defined."""
+    arrays = {}
+    for convention, table in tables.items():
+        for side in ("positive", "negative"):
+            arrays[f"{convention}.{side}_ids"] = getattr(table, f"{side}_ids")[:, : lens.LENS_TOP].astype(np.uint32)
+            arrays[f"{convention}.{side}"] = getattr(table, side)
+    folded = tables["folded"]
+    arrays |= {"folded.histogram": folded.histogram.astype(np.uint32), "folded.low": folded.low, "folded.high": folded.high}
+    write_tensors(out / bundle.LENS_FILE, arrays)
+
+
+# ---- the table ---------------------------------------------------------------------------------------------------------
+
+
+def _number_columns(totals: FeatureTotals, counted: int, tables, random, sae: Sae) -> dict:
+    moments = feature_stats.moments(totals)
+    folded, chance = tables["folded"], float(random["folded"].std.mean())
+    return {
+        "feature": np.arange(len(totals.count), dtype=np.int32),
+        "count": totals.count,
+        "density": (totals.count / max(counted, 1)).astype(np.float32),
+        "max": totals.max.astype(np.float32),
+        "mean": moments.mean.astype(np.float32),
+        "std": moments.std.astype(np.float32),
+        "skew": moments.skew.astype(np.float32),
+        "kurtosis": moments.kurtosis.astype(np.float32),
+        "strength": folded.std,
+        "strength_ratio": (folded.std / max(chance, 1e-12)).astype(np.float32),
+        "lens_kurtosis": folded.kurtosis,
+        "decoder_norm": sae.W_dec.norm(dim=-1).numpy().astype(np.float32),
+    }
+
+
+def _word_columns(ids, vocabulary, doc_offsets, category_of_document, category_of_token, ignored, examples, table, random) -> dict:
+    """Peak token, lens tokens, scores and label of every feature."""
+    share = np.bincount(category_of_token[~ignored], minlength=len(set(category_of_document.tolist())))
+    names = sorted(set(category_of_document.tolist()))
+    category_share = {name: float(s) / max(int(share.sum()), 1) for name, s in zip(names, share, strict=True)}
+    z, random_z = _z_top(table), np.sort(_z_top(random))
+    document_of = np.searchsorted(doc_offsets, np.arange(len(ids)), side="right") - 1
+
+    def evidence(token: int) -> Evidence:
+        document = document_of[token]
+        text = lambda t: vocabulary.text_of(int(ids[t])) if doc_offsets[document] <= t < doc_offsets[document + 1] else ""  # noqa: E731
+        return Evidence(text(token), text(token - 1), text(token + 1), str(category_of_document[document]))
+
+    columns: dict[str, list] = {name: [] for name in ("peak_token", "lens_tokens", "label", "label_kind", "confidence")}
+    scored: list[labels.Scores] = []
+    for feature in range(len(z)):
+        top = [evidence(int(t)) for t in examples.top[feature][:_LABEL_EXAMPLES] if t != NONE]
+        weaker = [evidence(int(t)) for t in examples.random[feature] if t != NONE]
+        tokens = [vocabulary.text_of(int(i)) for i in table.positive_ids[feature]]
+        lens_share = float(np.searchsorted(random_z, z[feature])) / len(random_z)
+        found = labels.label(top, weaker, category_share, tokens, lens_share)
+        scored.append(labels.scores(top, category_share, tokens, lens_share))
+        columns["peak_token"].append(Counter(e.peak for e in top).most_common(1)[0][0] if top else "")
+        columns["lens_tokens"].append(" · ".join(labels.shown(t) for t in tokens[:5]))
+        columns["label"].append(found.text)
+        columns["label_kind"].append(found.kind)
+        columns["confidence"].append(found.confidence)
+    for name in ("token", "before", "after", "category", "lens", "agreement"):
+        columns[f"score_{name}"] = np.asarray([getattr(s, name) for s in scored], np.float32)
+    columns["confidence"] = np.asarray(columns["confidence"], np.float32)
+    return columns

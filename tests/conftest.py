@@ -1,0 +1,166 @@
+"""Tiny models, tokenizers and SAEs, made when the tests run: nothing is downloaded and no weights are stored."""
+
+import os
+
+os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.utils import logging as hf_logging
+
+import sae_explore
+from sae_explore.model import LanguageModel, load_full_model, load_model, load_tokenizer
+from sae_explore.sae import Sae
+from sae_explore.types import HookPoint, SaeSpec
+
+hf_logging.set_verbosity_error()
+hf_logging.disable_progress_bar()
+settings.register_profile("quick", max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+settings.load_profile("quick")
+
+BOS = "<|endoftext|>"
+MIDDLE = "blocks.1.hook_resid_post"
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def corpus_texts() -> list[str]:
+    """Paragraphs of the embedded corpus, as they stand in its files."""
+    files = sorted((Path(sae_explore.__file__).parent / "corpus").glob("*.txt"))
+    paragraphs = [p for file in files for p in file.read_text(encoding="utf-8").split("\n\n") if 150 < len(p) < 900]
+    return paragraphs[::3][:400]
+
+
+@pytest.fixture(scope="session")
+def byte_tokenizer(corpus_texts) -> Tokenizer:
+    """Byte-level BPE of 600 entries, <|endoftext|> = 0, no special token added by itself."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=[BOS], initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(corpus_texts, trainer)
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def save_model(byte_tokenizer):
+    """A function that writes a model and the tokenizer as a Hugging Face folder, with norms that are not the identity."""
+
+    def save(model: torch.nn.Module, folder: Path) -> Path:
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "norm" in name or "ln_" in name:
+                    parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
+        model.save_pretrained(folder)
+        fast = PreTrainedTokenizerFast(tokenizer_object=byte_tokenizer, bos_token=BOS, eos_token=BOS, model_max_length=128)
+        fast.save_pretrained(folder)
+        return folder
+
+    return save
+
+
+@pytest.fixture(scope="session")
+def gpt2_folder(save_model, tmp_path_factory) -> Path:
+    """GPT-2 of 4 blocks and 32 dimensions, context 128."""
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=600, n_positions=128, n_embd=32, n_layer=4, n_head=2, bos_token_id=0, eos_token_id=0, initializer_range=0.2
+    )
+    return save_model(GPT2LMHeadModel(config), tmp_path_factory.mktemp("models") / "gpt2")
+
+
+@pytest.fixture(scope="session")
+def llama_folder(save_model, tmp_path_factory) -> Path:
+    """Llama of 4 blocks and 32 dimensions with tied embeddings, in the manner of SmolLM2."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=600, hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
+        max_position_embeddings=128, tie_word_embeddings=True, bos_token_id=0, eos_token_id=0, initializer_range=0.2,
+    )  # fmt: skip
+    return save_model(LlamaForCausalLM(config), tmp_path_factory.mktemp("models") / "llama")
+
+
+@pytest.fixture(scope="session")
+def gpt2_model(gpt2_folder) -> LanguageModel:
+    """The tiny GPT-2 up to the output of block 1."""
+    return load_model(gpt2_folder, hook=HookPoint.parse(MIDDLE), name="tiny-gpt2")
+
+
+@pytest.fixture(scope="session")
+def llama_model(llama_folder) -> LanguageModel:
+    """The tiny Llama up to the output of block 1."""
+    return load_model(llama_folder, hook=HookPoint.parse(MIDDLE), name="tiny-llama")
+
+
+@pytest.fixture(scope="session")
+def gpt2_full(gpt2_folder) -> torch.nn.Module:
+    return load_full_model(gpt2_folder)
+
+
+@pytest.fixture(scope="session")
+def llama_full(llama_folder) -> torch.nn.Module:
+    return load_full_model(llama_folder)
+
+
+@pytest.fixture(scope="session")
+def gpt2_ids(gpt2_model, corpus_texts) -> list[np.ndarray]:
+    """Token ids of 24 texts, some shorter and some longer than a window."""
+    return [gpt2_model.tokenize(text).ids for text in corpus_texts[:24]]
+
+
+@pytest.fixture(scope="session")
+def real_gpt2_tokenizer():
+    """GPT-2's own vocabulary, where the shared files are there."""
+    folder = SHARED / "gpt2_tokenizer"
+    if not folder.is_dir():
+        pytest.skip("GPT-2's vocabulary is not in ../shared/gpt2_tokenizer")
+    return load_tokenizer(folder)
+
+
+@pytest.fixture(scope="session")
+def random_sae():
+    """A function that makes an SAE of any family with random weights."""
+
+    def make(architecture: str = "topk", d_in: int = 16, d_sae: int = 64, *, seed: int = 0, dtype=torch.float32, **spec) -> Sae:
+        g = torch.Generator().manual_seed(seed)
+
+        def draw(*shape: int) -> torch.Tensor:
+            return torch.randn(*shape, generator=g, dtype=torch.float64).to(dtype)
+
+        if architecture == "topk":
+            spec.setdefault("k", 5)
+        extra = {}
+        if architecture in ("jumprelu", "batchtopk"):
+            extra["threshold"] = draw(d_sae).abs()
+        if architecture == "gated":
+            extra |= {"r_mag": 0.3 * draw(d_sae), "b_mag": draw(d_sae)}
+        return Sae(
+            SaeSpec(architecture, d_in, d_sae, **spec), draw(d_in, d_sae), draw(d_sae), draw(d_sae, d_in), draw(d_in), **extra
+        ).checked()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def planted_sae():
+    """A function that makes an SAE whose features are known.
+
+    Feature i has the direction rows[i] of an orthonormal basis and reads off exactly how much of it a residual holds.
+    """
+
+    def make(d_in: int, d_sae: int, *, seed: int = 0, **spec) -> Sae:
+        basis, _ = torch.linalg.qr(torch.randn(d_in, d_in, generator=torch.Generator().manual_seed(seed)))
+        rows = basis[:d_sae].contiguous()
+        spec = SaeSpec("standard", d_in, d_sae, **{"prepend_bos": True, **spec})
+        return Sae(spec, rows.T.contiguous(), torch.zeros(d_sae), rows, torch.zeros(d_in)).checked()
+
+    return make
