@@ -94,13 +94,11 @@ class ShardedActivations:
 
     def sample(self, rows: int, seed: int) -> torch.Tensor:
         rng = np.random.default_rng(seed + 1)
-        each = -(-rows // len(self.sizes))
-        parts = []
-        for shard, size in enumerate(self.sizes):
-            chosen = np.sort(rng.choice(size, min(each, size), replace=False))
-            parts.append(self._read(shard)[chosen])
-        found = np.concatenate(parts)
-        return torch.from_numpy(found[rng.permutation(len(found))[:rows]])
+        chosen = np.sort(rng.choice(self.tokens, min(rows, self.tokens), replace=False))
+        edges = np.cumsum([0, *self.sizes])
+        of_shard = np.split(chosen, np.searchsorted(chosen, edges[1:-1]))
+        found = np.concatenate([self._read(shard)[at - edges[shard]] for shard, at in enumerate(of_shard)])
+        return torch.from_numpy(found[rng.permutation(len(found))])
 
     def batches(self, epoch: int, batch: int, seed: int, skip: int = 0) -> Iterator[torch.Tensor]:
         """As `MemoryActivations.batches`; what does not fill a batch is carried into the next buffer."""

@@ -200,8 +200,9 @@ class ActivationStore:
             self.feature_offsets, self.feature_entries = tensors["feature_offsets"], tensors["feature_entries"]
         except KeyError as error:
             raise BundleError(f"{path.name} holds no {error.args[0]}: it is not an activation store") from None
-        self.n_tokens, self.d_sae = len(self.token_offsets) - 1, d_sae
+        self.d_sae = d_sae
         self._check(path.name)
+        self.n_tokens = len(self.token_offsets) - 1
 
     def _check(self, name: str) -> None:
         kinds = {"token_offsets": "i8", "token_features": "u", "token_values": "f2", "feature_offsets": "i8", "feature_entries": "u4"}

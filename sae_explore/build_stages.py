@@ -22,7 +22,9 @@ from sae_explore.collect import capacity_of, collect_activations, ignored_rows, 
 from sae_explore.dataset import is_held_out, load_texts
 from sae_explore.errors import InputError
 from sae_explore.feature_table import build_features
-from sae_explore.metrics import evaluate_losses, evaluate_reconstruction
+from sae_explore.diagnosis import warnings_for
+from sae_explore.evaluation import EVALUATED_TOKENS, evaluate
+from sae_explore.metrics import evaluate_reconstruction
 from sae_explore.model import LanguageModel, load_full_model, load_model
 from sae_explore.model_sources import ModelSource, resolve_model
 from sae_explore.sae import Sae
@@ -33,8 +35,6 @@ from sae_explore.tracer import bundle_sae
 from sae_explore.types import HookPoint, SaeSpec
 
 TRAIN_DOCUMENTS = "train_documents.parquet"
-EVALUATED_TOKENS = 100_000  # at most, for explained variance on held-out documents
-LOSS_TOKENS = 20_000  # at most, for cross entropies, which run the whole model four times
 _TOKENIZE = 512  # texts at once
 
 
@@ -87,17 +87,17 @@ class Context:
         return tokenized(self.model, self.documents["text"], lambda share: self.report("tokens", "reading the texts", share))
 
     @cached_property
-    def evaluated(self) -> tuple[list[int], str]:
-        """Documents on which the SAE is judged: none that it was trained on here; and a sentence that says which."""
+    def evaluated(self) -> tuple[list[int], str, str]:
+        """Documents on which the SAE is judged (none that it was trained on here), the name of the set, and a sentence about it."""
         n = self.documents.num_rows
         if self.request.sae:
-            return list(range(n)), "all texts of this bundle; what the SAE was trained on is not known here"
+            return list(range(n)), "all", "all texts of this bundle; what the SAE was trained on is not known here"
         if self.request.store_texts:
-            return list(range(n)), "all texts of this bundle; none was trained on"
+            return list(range(n)), "all", "all texts of this bundle; none was trained on"
         held_out = [i for i, text in enumerate(self.documents["text"]) if is_held_out(text.as_py())]
         if held_out:
-            return held_out, "held-out texts, never trained on (sha256 of the text mod 50 = 0)"
-        return list(range(n)), "in-sample: too few texts to hold some out"
+            return held_out, "held_out", "held-out texts, never trained on (sha256 of the text mod 50 = 0)"
+        return list(range(n)), "all", "in-sample: too few texts to hold some out"
 
 
 def tokenized(model: LanguageModel, texts, report) -> list[np.ndarray]:
@@ -275,30 +275,19 @@ def stage_features(context: Context) -> dict:
 
 def stage_metrics(context: Context) -> dict:
     """Explained variance, L0, dead and cross entropies on the evaluated documents."""
-    chosen, sentence = context.evaluated
+    chosen, which, sentence = context.evaluated
     context.report("metrics", "how well the SAE rebuilds the residuals")
     figures = evaluate(context.model, load_full_model(context.source.folder, device=context.device), context.sae,
                        [context.ids_of[i] for i in chosen], [context.documents["category"][i].as_py() for i in chosen],
                        window=context.window, bos=context.bos, median_norm=context.work.state["done"]["sae"]["median_norm"],
                        report=lambda share: context.report("metrics", "what the SAE costs the model's predictions", share))  # fmt: skip
-    return {"evaluated_on": sentence, **figures}
-
-
-def evaluate(model: LanguageModel, full, sae: Sae, ids_of, categories, *, window: int, bos: bool, median_norm: float, report) -> dict:
-    """All figures of one set of documents: {"tokens_eval", "explained_variance", "l0", ..., "ce_clean", ..., "by_category"}."""
-    options = {"context": window, "bos": bos, "median_norm": median_norm}
-    rebuilt = evaluate_reconstruction(model, sae, ids_of, categories, max_tokens=EVALUATED_TOKENS, **options)
-    total = min(LOSS_TOKENS, sum(map(len, ids_of)))
-    losses = evaluate_losses(model, full, sae, ids_of, categories, max_tokens=LOSS_TOKENS, progress=lambda n: report(min(1.0, n / total)), **options)
-    by_category = {name: {**row, **losses["by_category"].get(name, {})} for name, row in rebuilt.by_category.items()}
-    return {"tokens_eval": rebuilt.tokens, "explained_variance": rebuilt.explained_variance, "l0": rebuilt.l0,
-            **{key: value for key, value in losses.items() if key != "by_category"}, "by_category": by_category}  # fmt: skip
+    return {"evaluated_set": which, "evaluated_on": sentence, **figures}
 
 
 def manifest(context: Context, found: dict[str, dict]) -> dict:
     """What the manifest says beside schema, folder and files."""
     sae, texts, tokens, store = found["sae"], found["texts"], found["tokens"], found["store"]
-    train = sae["train"]
+    train, summary, metrics = sae["train"], found["features"]["summary"], found["metrics"]
     return {
         "model": {"spec": context.request.model, "display": context.source.display, "revision": tokens["revision"],
                   "licence": context.source.licence, "n_layers": tokens["n_layers"]},
@@ -311,17 +300,19 @@ def manifest(context: Context, found: dict[str, dict]) -> dict:
         "train": train,
         "corpus": {"texts": list(context.request.store_texts or context.request.texts), "documents": texts["documents"],
                    "tokens": tokens["tokens"], "counted_tokens": tokens["tokens"] - store["ignored"], "sinks": store["sinks"],
-                   "categories": texts["categories"], "sources": texts["sources"], "train_sources": texts["train_sources"], "notes": texts["notes"]},
+                   "categories": texts["categories"], "category_share": summary["category_share"], "sources": texts["sources"], "train_sources": texts["train_sources"], "notes": texts["notes"]},
         "store": {key: store[key] for key in ("dtype", "bf16_agreement", "cap")},
         "lens": found["features"]["lens"],
-        "features": found["features"]["summary"],
+        "features": summary,
         "metrics": {
             "tokens_train": train["tokens"] if train else None,
             "explained_variance_train": train["explained_variance"] if train else None,
             "latents": sae["spec"]["d_sae"],
-            "dead": found["features"]["summary"]["dead"],
+            "dead": summary["dead"],
             "held_out_of_training_sources": sae["held_out"],
-            **found["metrics"],
+            **metrics,
         },
+        "warnings": warnings_for(explained_variance=metrics["explained_variance"], tokens_train=train and train["tokens"], latents=sae["spec"]["d_sae"],
+                                 k=sae["spec"]["k"], dead=summary["dead"], counted_tokens=summary["counted_tokens"], kinds=summary["kinds"], l0=summary["l0"]),
         "request": context.work.state["request"],
     }  # fmt: skip

@@ -27,6 +27,7 @@ ARRAYS_FILE = "features.safetensors"
 LENS_FILE = "lens.safetensors"
 EXAMPLES_FILE = "examples.safetensors"
 SAE_FOLDER = "sae"
+SAE_WEIGHTS = "sae_weights.safetensors"
 CONTEXT_BEFORE, CONTEXT_AFTER = 20, 12  # tokens of an example around its peak
 _HASH_AT_OPEN = 1 << 20  # small files are hashed when a bundle is opened, large ones by `verify`
 
@@ -92,6 +93,11 @@ class Bundle:
     def maxima(self) -> np.ndarray:
         """(d_sae,) the strongest activation of each feature on the corpus: the colour scale's end."""
         return self.arrays["max"]
+
+    @property
+    def W_dec(self) -> np.ndarray:
+        """(d_sae, d_model) decoder rows as stored (fp32 or fp16), memory-mapped: no torch is needed to compare directions."""
+        return read_tensors(self.files / SAE_FOLDER / SAE_WEIGHTS)["W_dec"]
 
     def verify(self) -> None:
         """Hash every file; BundleError names the first whose contents changed."""
@@ -229,6 +235,10 @@ class Bundle:
     def category_counts(self, feature: int) -> dict[str, int]:
         """On how many tokens of each category the feature fires."""
         return dict(zip(self.categories, self.arrays["categories"][feature].tolist(), strict=True))
+
+    def category_share(self) -> dict[str, float]:
+        """Each category's share of the counted tokens."""
+        return self.manifest["corpus"]["category_share"]
 
     def card(self, feature: int, *, top: int = 10, convention: str | None = None) -> FeatureCard:
         """Everything about one feature."""

@@ -87,7 +87,8 @@ def build_features(
     return {
         "lens": lens_info,
         "summary": {"dead": int((~live).sum()), "dense": int((density > DENSE).sum()), "dense_above": DENSE, "counted_tokens": counted,
-                    "l0": float(totals.count.sum() / max(counted, 1)), "kinds": dict(Counter(columns["label_kind"]))},
+                    "l0": float(totals.count.sum() / max(counted, 1)), "kinds": dict(Counter(columns["label_kind"])),
+                    "category_share": _category_share(categories, category_of_token[~ignored])},
     }  # fmt: skip
 
 
@@ -166,9 +167,7 @@ def _number_columns(totals: FeatureTotals, counted: int, tables, random, sae: Sa
 
 def _word_columns(ids, vocabulary, doc_offsets, category_of_document, category_of_token, ignored, examples, table, random) -> dict:
     """Peak token, lens tokens, scores and label of every feature."""
-    share = np.bincount(category_of_token[~ignored], minlength=len(set(category_of_document.tolist())))
-    names = sorted(set(category_of_document.tolist()))
-    category_share = {name: float(s) / max(int(share.sum()), 1) for name, s in zip(names, share, strict=True)}
+    category_share = _category_share(sorted(set(category_of_document.tolist())), category_of_token[~ignored])
     z, random_z = _z_top(table), np.sort(_z_top(random))
     document_of = np.searchsorted(doc_offsets, np.arange(len(ids)), side="right") - 1
 
@@ -195,3 +194,9 @@ def _word_columns(ids, vocabulary, doc_offsets, category_of_document, category_o
         columns[f"score_{name}"] = np.asarray([getattr(s, name) for s in scored], np.float32)
     columns["confidence"] = np.asarray(columns["confidence"], np.float32)
     return columns
+
+
+def _category_share(names: list[str], category_of_token: np.ndarray) -> dict[str, float]:
+    """Each category's share of the tokens."""
+    counts = np.bincount(category_of_token, minlength=len(names))
+    return {name: round(float(c) / max(int(counts.sum()), 1), 6) for name, c in zip(names, counts, strict=True)}

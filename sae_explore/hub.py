@@ -78,7 +78,7 @@ def hub_access(what: str) -> Iterator[None]:
     except GatedRepoError as error:
         raise SourceError(f"{what} is gated: accept its terms on {hub_endpoint()} and set HF_TOKEN") from error
     except RepositoryNotFoundError as error:
-        raise SourceError(f"there is no {what} on the Hub, or it is private; check its name, or set HF_TOKEN") from error
+        raise SourceError(f"{what} is not on the Hub, or it is private; check its name, or set HF_TOKEN") from error
     except (OSError, ValueError, RuntimeError, HTTPError, EntryNotFoundError) as error:
         if problem := hub_problem(refresh=True):
             raise SourceError(_refusal(what, problem)) from error
@@ -109,9 +109,10 @@ def _request(endpoint: str) -> str | None:
     if not endpoint.lower().startswith(("http://", "https://")):
         return f"{endpoint!r} is no web address"
     try:
-        context = _certificates() if endpoint.lower().startswith("https") else None
+        # a new opener, because the shared one keeps the proxies of its first call
+        handlers = [urllib.request.HTTPSHandler(context=_certificates())] if endpoint.lower().startswith("https") else []
         request = urllib.request.Request(endpoint + "/", method="HEAD", headers={"User-Agent": "sae-explore"})
-        with urllib.request.urlopen(request, timeout=PROBE_SECONDS, context=context) as response:
+        with urllib.request.build_opener(*handlers).open(request, timeout=PROBE_SECONDS) as response:
             status = response.status
     except urllib.error.HTTPError as error:  # any answer but "later" comes from something that serves
         status = error.code

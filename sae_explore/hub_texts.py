@@ -35,7 +35,7 @@ def open_hub_texts(spec: HubSpec) -> HubTexts:
     Raises SourceError if the Hub or the data set cannot be reached or read, InputError if the split or column is not there;
     reading the rows can raise the same.
     """
-    what = f"data set {spec.name}"
+    what = f"the data set {spec.name}"
     with hub_access(what):
         from datasets import load_dataset_builder
         from huggingface_hub import HfApi

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from sae_explore.diverse import diverse_features as diverse_features  # re-exported
 from sae_explore.model import Unembedding
 
 CONVENTIONS = ("folded", "raw", "cosine")
@@ -106,18 +107,3 @@ def nearest_by_cosine(rows: torch.Tensor, top: int = 10) -> tuple[np.ndarray, np
         indices.append(best.indices.int())
         cosines.append(best.values)
     return torch.cat(indices).numpy(), torch.cat(cosines).numpy()
-
-
-def diverse_features(W_dec: np.ndarray, scores: np.ndarray, n: int, *, limit: float = 0.7) -> list[int]:
-    """Greedy by falling score (NaN never): features whose |cosine| with every one chosen before is below `limit`."""
-    chosen: list[int] = []
-    directions = np.zeros((0, W_dec.shape[1]), np.float32)
-    for feature in np.argsort(-np.nan_to_num(scores, nan=-np.inf), kind="stable"):
-        if len(chosen) == n or not np.isfinite(scores[feature]):
-            break
-        row = W_dec[feature].astype(np.float32)
-        row = row / max(float(np.linalg.norm(row)), 1e-12)
-        if not len(directions) or float(np.abs(directions @ row).max()) < limit:
-            chosen.append(int(feature))
-            directions = np.vstack([directions, row])
-    return chosen

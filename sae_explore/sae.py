@@ -4,7 +4,7 @@ Families and equations (x' is the input after `SaeSpec`'s centring and normalisa
 
     topk       z = ReLU(TopK(x' W_enc + b_enc))                      Gao et al. 2024, arXiv:2406.04093
     standard   z = ReLU(x' W_enc + b_enc)                            Bricken et al. 2023
-    jumprelu   z = pre * (pre > threshold), pre = x' W_enc + b_enc   Rajamanoharan et al. 2024, arXiv:2407.14435
+    jumprelu   z = ReLU(pre) * (pre > threshold), pre = x' W_enc + b_enc   Rajamanoharan et al. 2024, arXiv:2407.14435
     batchtopk  at inference a jumprelu with the learned threshold    Bussmann et al. 2024, arXiv:2412.06410
     gated      z = (x' W_enc + b_gate > 0) * ReLU(exp(r_mag) * (x' W_enc) + b_mag)   arXiv:2404.16014
 

@@ -111,8 +111,8 @@ def _read_one(path: Path, name: str, entry: object, base: int, size: int) -> np.
     except (KeyError, TypeError, ValueError) as error:
         raise BundleError(f"{path.name} is damaged: the header of tensor {name[:60]!r} is not understood") from error
     if (
-        min(start, *shape, 0) < 0
-        or max(0, *shape) > _MAX_SIDE
+        min((start, *shape)) < 0
+        or max(shape, default=0) > _MAX_SIDE
         or len(shape) > _MAX_DIMENSIONS
         or stop - start != dtype.itemsize * math.prod(shape)
         or base + stop > size

@@ -19,6 +19,7 @@ from sae_explore.model import LanguageModel, load_full_model, load_model, load_t
 from sae_explore.sae import Sae
 from sae_explore.types import HookPoint, SaeSpec
 
+torch.set_num_threads(1)  # on tensors this small, threads only wait for each other
 hf_logging.set_verbosity_error()
 hf_logging.disable_progress_bar()
 settings.register_profile("quick", max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

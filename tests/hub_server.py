@@ -65,16 +65,12 @@ class HubServer:
 
     def environment(self, home: Path) -> dict[str, str]:
         """Environment of a process that takes this server for the Hub and keeps its caches in `home`."""
-        kept = {
-            name: value
-            for name, value in os.environ.items()
-            if not name.startswith(("HF_", "HUGGINGFACE_", "TRANSFORMERS_")) and not name.lower().endswith("_proxy")
-        }
+        dropped = ("hf_", "huggingface_", "transformers_", "http_proxy", "https_proxy", "all_proxy")
+        kept = {name: value for name, value in os.environ.items() if not name.lower().startswith(dropped)}
         return {**kept, "HF_ENDPOINT": self.url, "HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_XET": "1"}
 
     def wait(self) -> None:
-        if self.delay:
-            self._closing.wait(self.delay)
+        self._closing.wait(self.delay)
 
     def repository(self, kind: str, repo: str) -> Path | None:
         """Folder of a repository. A name without a user is one only if it holds files, else it is a user's folder."""
@@ -153,7 +149,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self._error(404, "EntryNotFound", "Entry not found", commit=_commit(folder))
         size = path.stat().st_size
         start, stop = self._range(size)
-        partial = (start, stop) != (0, size) or "Range" in self.headers
+        partial = "Range" in self.headers
         if partial and start >= size:
             return self._error(416, "", "Range not satisfiable")
         self.send_response(206 if partial else 200)
@@ -235,10 +231,9 @@ def _blob_id_of(path: Path, size: int, mtime: int) -> str:
 
 def _entry(folder: Path, path: Path) -> dict:
     name = path.relative_to(folder).as_posix()
-    last = {"id": _commit(folder), "title": "content", "date": _DATE}
     if path.is_dir():
-        return {"type": "directory", "oid": hashlib.sha1(name.encode()).hexdigest(), "size": 0, "path": name, "lastCommit": last}
-    return {"type": "file", "oid": _blob_id(path), "size": path.stat().st_size, "path": name, "lastCommit": last}
+        return {"type": "directory", "oid": hashlib.sha1(name.encode()).hexdigest(), "size": 0, "path": name}
+    return {"type": "file", "oid": _blob_id(path), "size": path.stat().st_size, "path": name}
 
 
 def _info(folder: Path, kind: str, repo: str) -> dict:

@@ -1,0 +1,122 @@
+"""Synthetic models, SAEs and bundles of real size for `bench`: random numbers in the right shapes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from sae_explore import bundle as bundle_module
+from sae_explore.activation_store import STORE_FILE, StoreWriter
+from sae_explore.bundle import Bundle
+from sae_explore.bundle_files import publish
+from sae_explore.feature_stats import COACTIVE, EXAMPLE_INTERVALS, HISTOGRAM_BINS, PER_INTERVAL, RANDOM_EXAMPLES, TOP_EXAMPLES
+from sae_explore.feature_table import NEIGHBOURS
+from sae_explore.lens import CONVENTIONS, LENS_TOP, LOGIT_BINS
+from sae_explore.model import LanguageModel, Unembedding
+from sae_explore.sae import Sae
+from sae_explore.tensor_file import write_tensors
+from sae_explore.tokens import Vocabulary
+from sae_explore.types import HookPoint, SaeSpec
+
+VOCABULARY = 50_257
+_DOCUMENT = 100  # tokens
+_CATEGORIES = ("a", "b", "c", "d")
+
+
+class WordTokenizer:
+    """A tokenizer for random weights: token i is the word "w<i> "; enough of the interface for `tokens.tokenize`."""
+
+    def text_of(self, ids: np.ndarray) -> str:
+        return "".join(f"w{i} " for i in ids)
+
+    def __call__(self, text: str, **_options: object) -> dict:
+        words = text.split()
+        ends = np.cumsum([len(w) + 1 for w in words]).tolist()
+        return {"input_ids": [int(w[1:]) for w in words], "offset_mapping": list(zip([0, *ends[:-1]], ends, strict=True))}
+
+
+def _vocabulary() -> Vocabulary:
+    pieces = [f"w{i} ".encode() for i in range(VOCABULARY)]
+    return Vocabulary(np.frombuffer(b"".join(pieces), np.uint8), np.concatenate([[0], np.cumsum([len(p) for p in pieces])]), np.zeros(VOCABULARY, bool))
+
+
+def random_gpt2(hook: HookPoint, *, attention: str = "sdpa") -> LanguageModel:
+    """`GPT2Config()` up to the hook with seeded random weights."""
+    from transformers import GPT2Config, GPT2Model
+
+    torch.manual_seed(0)
+    config = GPT2Config(n_layer=hook.depth, attn_implementation=attention)
+    base = GPT2Model(config).eval().requires_grad_(False)
+    base.ln_f = torch.nn.Identity()
+    unembedding = Unembedding(base.wte.weight, torch.ones(config.n_embd), True)
+    return LanguageModel("random GPT-2", "", hook, base, WordTokenizer(), _vocabulary(), unembedding, 12, config.n_embd, 50_256, 1_024, torch.device("cpu"))
+
+
+def random_sae(d_in: int, d_sae: int, k: int = 32) -> Sae:
+    """A TopK SAE with tied unit rows."""
+    W_dec = torch.nn.functional.normalize(torch.randn(d_sae, d_in, generator=torch.Generator().manual_seed(0)), dim=1)
+    return Sae(SaeSpec("topk", d_in, d_sae, k), W_dec.T.contiguous(), torch.zeros(d_sae), W_dec, torch.zeros(d_in))
+
+
+def synthetic_bundle(folder: Path, *, latents: int, tokens: int, k: int = 32, d_in: int = 768) -> Bundle:
+    """A bundle with random activations: feature 0 fires on half of the tokens, the others on k - 1 random ones a token."""
+    rng, out = np.random.default_rng(0), folder / "work"
+    documents = tokens // _DOCUMENT
+    writer = StoreWriter(folder / "parts", latents)
+    for part, start in enumerate(range(0, tokens, 50_000)):
+        n = min(50_000, tokens - start)
+        features = rng.integers(1, latents, (n, k), dtype=np.uint32)
+        features[:, 0] = np.where(rng.random(n) < 0.5, 0, features[:, 0])
+        values = rng.gamma(2.0, 2.0, (n, k)).astype(np.float32) + 0.01
+        writer.write_part(part, np.arange(0, n * k + 1, k), features.ravel(), values.ravel())
+    out.mkdir(parents=True)
+    totals = writer.finish(out / STORE_FILE)
+    categories = [_CATEGORIES[i % len(_CATEGORIES)] for i in range(documents)]
+    ids = rng.integers(0, VOCABULARY, tokens).astype(np.uint16)
+    vocabulary = _vocabulary()
+    lengths = np.diff(vocabulary.offsets)[ids].reshape(documents, _DOCUMENT)
+    texts = ["".join(f"w{i} " for i in row) for row in ids.reshape(documents, _DOCUMENT)]
+    pq.write_table(pa.table({"id": [f"d/{i}" for i in range(documents)], "source": ["synthetic"] * documents, "category": categories, "text": texts}),
+                   out / bundle_module.DOCUMENTS_FILE)  # fmt: skip
+    write_tensors(out / bundle_module.TOKENS_FILE, {"ids": ids, "offsets": np.arange(0, tokens + 1, _DOCUMENT), "char_ends": np.cumsum(lengths, 1).astype(np.uint32).ravel(),
+                                                    "ignored": np.zeros(tokens, bool)})  # fmt: skip
+    write_tensors(out / bundle_module.VOCABULARY_FILE, {"blob": vocabulary.blob, "offsets": vocabulary.offsets.astype(np.uint32), "special": vocabulary.special})
+    examples = {"top": (TOP_EXAMPLES,), "interval": (EXAMPLE_INTERVALS, PER_INTERVAL), "random": (RANDOM_EXAMPLES,)}
+    write_tensors(out / bundle_module.EXAMPLES_FILE, {n: rng.integers(0, tokens, (latents, *s)).astype(np.uint32) for n, s in examples.items()})
+    _write_feature_arrays(out, rng, latents, totals)
+    write_tensors(out / bundle_module.SAE_FOLDER / bundle_module.SAE_WEIGHTS, {"W_dec": rng.standard_normal((latents, d_in), np.float32)})
+    manifest = {
+        "model": {"display": "synthetic"}, "hook": "blocks.6.hook_resid_post", "units": "", "context": 128, "metrics": {},
+        "sae": {"d_sae": latents}, "corpus": {"categories": list(_CATEGORIES), "category_share": {}}, "lens": {"default": "folded", "conventions": list(CONVENTIONS)},
+    }  # fmt: skip
+    publish(out, folder / "synthetic", manifest)
+    return Bundle(folder / "synthetic")
+
+
+def _write_feature_arrays(out: Path, rng: np.random.Generator, latents: int, totals) -> None:
+    near = {f"{w}_{c}": v for w in ("decoder", "encoder") for c, v in (("neighbours", rng.integers(0, latents, (latents, NEIGHBOURS), dtype=np.int32)),
+                                                                      ("cosines", rng.random((latents, NEIGHBOURS)).astype(np.float16)))}  # fmt: skip
+    arrays = {
+        "max": totals.max, "histogram": rng.integers(0, 99, (latents, HISTOGRAM_BINS)).astype(np.uint32),
+        "categories": rng.integers(0, 99, (latents, len(_CATEGORIES))).astype(np.uint32), "coactive_feature": rng.integers(0, latents, (latents, COACTIVE), dtype=np.int32),
+        "coactive_probability": rng.random((latents, COACTIVE)).astype(np.float16), "coactive_correlation": rng.random((latents, COACTIVE)).astype(np.float16),
+        "coactive_count": rng.integers(0, 99, (latents, COACTIVE)).astype(np.uint32), **near,
+    }  # fmt: skip
+    write_tensors(out / bundle_module.ARRAYS_FILE, arrays)
+    lens = {}
+    for convention in CONVENTIONS:
+        for side in ("positive", "negative"):
+            lens[f"{convention}.{side}_ids"] = rng.integers(0, VOCABULARY, (latents, LENS_TOP)).astype(np.uint32)
+            lens[f"{convention}.{side}"] = rng.random((latents, LENS_TOP)).astype(np.float16)
+    lens |= {"folded.histogram": rng.integers(0, 99, (latents, LOGIT_BINS)).astype(np.uint32), "folded.low": np.full(latents, -1, np.float32), "folded.high": np.ones(latents, np.float32)}
+    write_tensors(out / bundle_module.LENS_FILE, lens)
+    numbers = {n: rng.random(latents).astype(np.float32) for n in ("mean", "std", "skew", "kurtosis", "strength", "strength_ratio", "confidence")}
+    counted = max(int(totals.count.max()) * 2, 1)
+    words = {n: [f"{n} {i}" for i in range(latents)] for n in ("peak_token", "lens_tokens", "label", "label_kind")}
+    pq.write_table(pa.table({"feature": np.arange(latents, dtype=np.int32), "count": totals.count, "density": (totals.count / counted).astype(np.float32),
+                             "max": totals.max.astype(np.float32), **numbers, **words}), out / bundle_module.FEATURES_FILE)  # fmt: skip
+

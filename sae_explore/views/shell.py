@@ -1,0 +1,106 @@
+"""The frame around every page: navigation, style, which bundle is open, the sidebar, and links in and out."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from sae_explore import links, resources, spans
+from sae_explore.bundle import Bundle
+from sae_explore.errors import ExploreError
+from sae_explore.views import sidebar
+
+
+def pages() -> dict[str, st.Page]:
+    """The pages by name; their functions are imported when they run, so that one page does not pay for another."""
+
+    def page(name: str, title: str, icon: str, *, default: bool = False):
+        def run() -> None:
+            module = __import__(f"sae_explore.views.{name}_page", fromlist=["render"])
+            _with_bundle(module.render)
+
+        return st.Page(run, title=title, icon=icon, url_path="" if default else name, default=default)
+
+    return {
+        "text": page("text", "Text", ":material/edit_note:", default=True),
+        "feature": page("feature", "Feature", ":material/radio_button_checked:"),
+        "browse": page("browse", "Browse", ":material/table_rows:"),
+        "lens": page("lens", "Lens", ":material/search_insights:"),
+        "about": page("about", "About", ":material/info:"),
+    }
+
+
+def run() -> None:
+    """Draw the app."""
+    found = pages()
+    st.session_state["_pages"] = found
+    chosen = st.navigation(list(found.values()), position="sidebar")
+    st.html(f"<style>{spans.STYLE}</style>")
+    _read_link()
+    chosen.run()
+
+
+def _read_link() -> None:
+    """Take over what the address asks for, once per address: a visitor's later choices are not undone by it."""
+    params = {key: st.query_params[key] for key in ("bundle", "feature", "text", "doc") if key in st.query_params}
+    if not params or params == st.session_state.get("_written"):
+        return
+    if params == st.session_state.get("_read"):
+        return
+    st.session_state["_read"] = params
+    link = links.read_link(params, resources.bundle_names())
+    st.session_state["_problems"] = link.problems
+    if link.bundle:
+        st.session_state["bundle"] = link.bundle
+    if link.feature is not None:
+        st.session_state["feature"] = link.feature
+    if link.text is not None:
+        st.session_state["text"], st.session_state["document"] = link.text, None
+    if link.document is not None:
+        st.session_state["document"], st.session_state["text"] = link.document, None
+
+
+def write_link(bundle: Bundle, *, feature: int | None = None, text: str | None = None, document: str | None = None) -> None:
+    """Make the address reopen this view."""
+    query = links.query_of(bundle=bundle.name, feature=feature, text=text, document=document)
+    if dict(st.query_params) != query:
+        st.query_params.from_dict(query)
+    st.session_state["_written"] = query
+
+
+def page_named(name: str):
+    """For `st.page_link` and `st.switch_page`."""
+    return st.session_state["_pages"][name]
+
+
+def feature_link(bundle: Bundle, feature: int, label: str | None = None, **options) -> None:
+    """A link to a feature's page, which also opens in a new tab."""
+    st.page_link(page_named("feature"), label=label or f"Feature {feature}", query_params=links.query_of(bundle=bundle.name, feature=feature), **options)
+
+
+def _with_bundle(render) -> None:
+    """Open the chosen bundle, draw the sidebar and the page; a damaged bundle is a message, and the others go on."""
+    names = resources.bundle_names()
+    for problem in st.session_state.pop("_problems", ()):
+        st.warning(problem, icon=":material/link_off:")
+    if not names:
+        sidebar.empty()
+        st.title("No bundle yet")
+        st.info(f"There is no bundle in {resources.cache_folder().name}/. Build one: `python -m sae_explore build gpt2`", icon=":material/inventory_2:")
+        return
+    name = st.session_state.get("bundle")
+    if name not in names:
+        name = names[0]
+    st.session_state["bundle"] = name
+    try:
+        bundle = resources.get_bundle(name)
+    except ExploreError as error:
+        sidebar.choose(names, name)
+        st.error(str(error), icon=":material/broken_image:")
+        return
+    sidebar.choose(names, name)
+    sidebar.describe(bundle)
+    try:
+        render(bundle)
+    except ExploreError as error:
+        st.error(str(error), icon=":material/error:")
+    resources.warm(bundle)
