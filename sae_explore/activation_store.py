@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sae_explore.errors import BundleError
-from sae_explore.tensor_file import TensorWriter, read_tensors
+from sae_explore.tensor_file import TensorWriter, read_tensors, reserve
 from sae_explore.types import SparseRows
 
 STORE_FILE = "activations.safetensors"
@@ -49,7 +49,9 @@ class StoreWriter:
         self.folder, self.d_sae, self.cap = folder, d_sae, cap
         self.index_type = np.uint16 if d_sae <= 1 << 16 else np.uint32
 
-    def write_part(self, part: int, offsets: np.ndarray, features: np.ndarray, values: np.ndarray, ignored: np.ndarray | None = None) -> None:
+    def write_part(
+        self, part: int, offsets: np.ndarray, features: np.ndarray, values: np.ndarray, ignored: np.ndarray | None = None
+    ) -> None:
         """One block of tokens as a file of its own, atomically: offsets (n + 1,), features and values (nnz,), ignored (n,) bool."""
         if len(values) and not float(values.max()) <= 65_000:  # NaN too
             raise BundleError(f"an activation of {float(values.max()):.3g} does not fit into fp16; is this SAE made for this model?")
@@ -134,7 +136,9 @@ class StoreWriter:
         features, values = out.map("token_features"), out.map("token_values")
         if not len(features):
             return
-        keys = np.memmap(scratch, np.uint64, "w+", shape=(len(features),))
+        with scratch.open("wb") as file:
+            reserve(file, 8 * len(features))
+        keys = np.memmap(scratch, np.uint64, "r+", shape=(len(features),))
         cursor = starts[:-1].copy()
         for a in range(0, len(features), _CHUNK):
             chunk = np.asarray(features[a : a + _CHUNK])
@@ -168,7 +172,7 @@ class StoreWriter:
                 progress(float(starts[a]) / float(starts[-1]))
 
     def _kept(self, ranked: np.ndarray, feature: int, values: np.ndarray, totals: FeatureTotals, seed: int) -> np.ndarray:
-        """The ranked entries of a feature; past the cap only the strongest, a seeded sample of each interval, and to fill up the next strongest."""
+        """The ranked entries of a feature; past the cap the strongest, a seeded sample of each interval, and the next strongest."""
         if len(ranked) <= self.cap:
             return ranked
         target = min(self.cap, KEEP_TOP + INTERVALS * KEEP_PER_INTERVAL)
@@ -223,9 +227,7 @@ class ActivationStore:
         """Activations of tokens start..stop."""
         offsets = np.asarray(self.token_offsets[start : stop + 1])
         a, b = (int(offsets[0]), int(offsets[-1])) if len(offsets) else (0, 0)
-        return SparseRows(
-            offsets - a, self.token_features[a:b].astype(np.uint32), self.token_values[a:b].astype(np.float32)
-        )
+        return SparseRows(offsets - a, self.token_features[a:b].astype(np.uint32), self.token_values[a:b].astype(np.float32))
 
     def firings(self, feature: int, start: int = 0, stop: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """(tokens, values) of a feature's firings by rank, strongest first; a slice of them."""

@@ -8,18 +8,24 @@ deterministic, so a resumed build ends with the same hashes as an undisturbed on
 
 from __future__ import annotations
 
+import contextlib
 import json
-import logging
+import math
+import os
+import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from sae_explore.bundle_files import check_name, default_cache, publish, write_json
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+from sae_explore.bundle_files import SCHEMA, check_name, complete_manifest, default_cache, switch, write_json
 from sae_explore.errors import ExploreError, InputError
 from sae_explore.types import HookPoint
-
-log = logging.getLogger(__name__)
 
 Report = Callable[[str, str, float | None], None]
 """(stage, what is being done, share done or None). Raising from it cancels the build; what is done is kept."""
@@ -57,16 +63,23 @@ class BuildRequest:
     def checked(self) -> BuildRequest:
         """This request with its hook in canonical form; InputError for what cannot be."""
         check_name(self.name)
-        for what, value, low in (("latents", self.latents, 1), ("k", self.k, 1), ("epochs", self.epochs, 1),
-                                 ("context", self.context, 8), ("batch-size", self.batch_size, 1)):  # fmt: skip
-            if value < low:
-                raise InputError(f"--{what} is {value}, but must be at least {low}")
+        for what, value, low in (("latents", self.latents, 1), ("k", self.k, 1), ("epochs", self.epochs, 1), ("context", self.context, 8),
+                                 ("batch-size", self.batch_size, 1), ("max-tokens", self.max_tokens, 1), ("max-texts", self.max_texts, 1),
+                                 ("batch-tokens", self.batch_tokens, 0), ("store-cap", self.store_cap, 0), ("seed", self.seed, 0)):  # fmt: skip
+            if value is not None and not low <= value < 1 << 62:
+                raise InputError(f"--{what} is {value}, but must be at least {low}" + (" and not that large" if value > low else ""))
+        if not (math.isfinite(self.lr) and 0 <= self.lr < 1):
+            raise InputError(f"--lr is {self.lr}, but must lie between 0 and 1 (0: chosen from the number of latents)")
         if self.sae is None and self.k > self.latents:
             raise InputError(f"k = {self.k} is more than the number of latents, {self.latents}")
+        if self.sae is None and self.center == "yes":
+            raise InputError("--center yes goes with a given --sae that was trained on centred residuals; SAEs trained here read them as they are")
         for what, value, allowed in (("dtype", self.dtype, ("auto", "float32", "bfloat16")), ("center", self.center, ("auto", "yes", "no")),
                                      ("weights", self.weights, ("float32", "float16"))):  # fmt: skip
             if value not in allowed:
                 raise InputError(f"--{what} is {value!r}, but must be one of {', '.join(allowed)}")
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
+            raise InputError(f"--device is {self.device[:40]!r}, but must be auto, cpu, cuda or cuda:N")
         return replace(self, hook=HookPoint.parse(self.hook).name)
 
 
@@ -76,13 +89,19 @@ class Work:
     def __init__(self, folder: Path, request: BuildRequest, *, fresh: bool):
         self.folder, self.out = folder, folder / "out"
         self._file = folder / "state.json"
-        wanted = json.loads(json.dumps(asdict(request)))
+        wanted = {"schema": SCHEMA, "request": json.loads(json.dumps(asdict(request)))}
         state = None if fresh else _read_json(self._file)
-        if not isinstance(state, dict) or state.get("request") != wanted:
-            shutil.rmtree(folder, ignore_errors=True)
-            state = {"request": wanted, "done": {}, "progress": {}}
+        if not isinstance(state, dict) or {key: state.get(key) for key in wanted} != wanted:
+            _clear(folder)
+            state = {**wanted, "inputs": {}, "done": {}, "progress": {}}
         self.state = state
         self.out.mkdir(parents=True, exist_ok=True)
+        self._save()
+
+    def same(self, what: str, fingerprint: str) -> None:
+        """Remember what an input is; InputError if it is not what it was when this build was begun."""
+        if self.state["inputs"].setdefault(what, fingerprint) != fingerprint:
+            raise InputError(f"{what} has changed since this build was begun; start it from the beginning with --force")
         self._save()
 
     def stage(self, name: str, run: Callable[[], dict]) -> dict:
@@ -101,8 +120,32 @@ class Work:
         self.state["progress"][key] = value
         self._save()
 
+    def publish(self, folder: Path, facts: Callable[[], dict]) -> None:
+        """Make `out/` the new generation of the bundle in `folder`, however often this is broken off and done again."""
+        kept = self.folder / "manifest.json"
+        manifest = _read_json(kept)
+        if not isinstance(manifest, dict):
+            manifest = complete_manifest(self.out, facts())
+            write_json(kept, manifest)
+        switch(self.out, folder, manifest)
+
+    def remove(self) -> None:
+        """Remove the working folder, the state first: what is left after a kill is no unfinished build."""
+        self._file.unlink()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
     def _save(self) -> None:
         write_json(self._file, self.state)
+
+
+def _clear(folder: Path) -> None:
+    """Empty a working folder, the state first."""
+    (folder / "state.json").unlink(missing_ok=True)
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def _read_json(path: Path) -> object:
@@ -125,23 +168,51 @@ def build(request: BuildRequest, *, cache: Path | None = None, force: bool = Fal
 
     request, cache = request.checked(), cache or default_cache()
     report = report or (lambda _stage, _text, _share: None)
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
+    with _readable_failures(request), _alone(work_folder(cache, request.name), request.name):
         work = Work(work_folder(cache, request.name), request, fresh=force)
         context = stages.Context(request, cache, work, report)
         found = {name: work.stage(name, lambda name=name: getattr(stages, f"stage_{name}")(context)) for name in STAGES}
         report("publish", "checking and switching", None)
-        publish(work.out, cache / request.name, stages.manifest(context, found))
+        work.publish(cache / request.name, lambda: stages.manifest(context, found))
+        work.remove()
+    return cache / request.name
+
+
+@contextlib.contextmanager
+def _alone(folder: Path, name: str) -> Iterator[None]:
+    """Refuse to build what is being built; the lock is on the working folder and goes with the process that holds it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"bundle {name!r} is being built already; wait until that has ended, or choose another name") from None
+        except OSError:  # a file system without locks
+            pass
+        yield
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def _readable_failures(request: BuildRequest) -> Iterator[None]:
+    """Memory that runs out, and files that cannot be read or written, as one sentence with what to try."""
+    try:
+        yield
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, MemoryError) or "allocate memory" in str(error) or "out of memory" in str(error):
+        text = str(error)
+        if isinstance(error, MemoryError) or any(phrase in text for phrase in ("allocate memory", "out of memory", "not enough memory")):
             raise ExploreError(
                 f"memory ran out ({request.latents} latents, forward batches of {request.batch_size} texts of {request.context} tokens); "
                 "try a smaller --batch-size, fewer --latents or a smaller --max-tokens; the finished stages are kept"
             ) from error
+        if "PytorchStreamWriter" in text:  # torch.save says no more than that
+            raise ExploreError("the build cannot write its training state; is the disk full? Finished stages are kept") from error
         raise
     except OSError as error:
-        if error.errno is None:
-            raise
-        raise ExploreError(f"the build cannot write or read a file ({error.strerror}: {error.filename}); finished stages are kept") from error
-    shutil.rmtree(work.folder, ignore_errors=True)
-    return cache / request.name
+        what = f"{error.strerror}: {error.filename}" if error.strerror and error.filename else str(error)
+        raise ExploreError(f"the build cannot read or write a file ({what}); finished stages are kept") from error

@@ -18,6 +18,7 @@ import torch
 from sae_explore import activation_store, bundle, encoding
 from sae_explore.activation_store import ActivationStore, StoreWriter
 from sae_explore.build import BuildRequest, Report, Work
+from sae_explore.bundle_files import sha256_of
 from sae_explore.collect import capacity_of, collect_activations, ignored_rows, median_norm_of, residual_blocks, static_ignored
 from sae_explore.dataset import is_held_out, load_texts
 from sae_explore.errors import InputError
@@ -28,7 +29,7 @@ from sae_explore.metrics import evaluate_reconstruction
 from sae_explore.model import LanguageModel, load_full_model, load_model
 from sae_explore.model_sources import ModelSource, resolve_model
 from sae_explore.sae import Sae
-from sae_explore.sae_formats import load_sae, save_sae
+from sae_explore.sae_formats import CONFIG_FILE, WEIGHTS_FILE, load_sae, save_sae
 from sae_explore.tensor_file import read_tensors, write_tensors
 from sae_explore.train import Progress, TrainConfig, train_topk
 from sae_explore.tracer import bundle_sae
@@ -44,8 +45,10 @@ class Context:
     def __init__(self, request: BuildRequest, cache: Path, work: Work, report: Report):
         self.request, self.cache, self.work, self._report = request, cache, work, report
         self.out = work.out
-        self.device = "cuda" if request.device == "auto" and torch.cuda.is_available() else request.device.replace("auto", "cpu")
+        self.device = _device(request.device)
         self.foreign = load_sae(Path(request.sae)) if request.sae else None
+        if self.foreign:
+            work.same(f"the SAE in {request.sae}", "".join(sha256_of(Path(request.sae) / name) for name in (CONFIG_FILE, WEIGHTS_FILE)))
         spec = self.foreign.spec if self.foreign else None
         self.hook = HookPoint.parse(spec.hook if spec else request.hook)
         self.window = spec.context if spec else request.context
@@ -55,8 +58,10 @@ class Context:
 
     @cached_property
     def source(self) -> ModelSource:
-        return resolve_model(self.request.model, models=self.cache / "models", revision=self.request.revision,
-                             report=lambda text, share: self.report("model", text, share))  # fmt: skip
+        found = resolve_model(self.request.model, models=self.cache / "models", revision=self.request.revision,
+                              report=lambda text, share: self.report("model", text, share))  # fmt: skip
+        self.work.same(f"the model {self.request.model}", found.revision)
+        return found
 
     @cached_property
     def model(self) -> LanguageModel:
@@ -75,7 +80,7 @@ class Context:
     @cached_property
     def sae(self) -> Sae:
         """The SAE as the bundle's files hold it: what is shown is computed with the weights that are stored."""
-        return bundle_sae(self.out / bundle.SAE_FOLDER, self.work.state["done"]["sae"]["spec"])
+        return bundle_sae(self.out / bundle.SAE_FOLDER, self.work.state["done"]["sae"]["spec"]).to(self.device)
 
     @cached_property
     def documents(self) -> pa.Table:
@@ -89,25 +94,49 @@ class Context:
     @cached_property
     def evaluated(self) -> tuple[list[int], str, str]:
         """Documents on which the SAE is judged (none that it was trained on here), the name of the set, and a sentence about it."""
-        n = self.documents.num_rows
+        texts = self.documents["text"].to_pylist()
+        everything = list(range(len(texts)))
         if self.request.sae:
-            return list(range(n)), "all", "all texts of this bundle; what the SAE was trained on is not known here"
-        if self.request.store_texts:
-            return list(range(n)), "all", "all texts of this bundle; none was trained on"
-        held_out = [i for i, text in enumerate(self.documents["text"]) if is_held_out(text.as_py())]
-        if held_out:
+            return everything, "all", "all texts of this bundle; what the SAE was trained on is not known here"
+        trained_on, _ = training_split(self.work.folder)
+        seen = set(trained_on["text"].to_pylist())
+        if seen.isdisjoint(texts):
+            return everything, "all", "all texts of this bundle; none was trained on"
+        held_out = [i for i, text in enumerate(texts) if is_held_out(text)]
+        if held_out and seen.isdisjoint(texts[i] for i in held_out):
             return held_out, "held_out", "held-out texts, never trained on (sha256 of the text mod 50 = 0)"
-        return list(range(n)), "all", "in-sample: too few texts to hold some out"
+        return everything, "all", "in-sample: too few texts to hold some out"
 
 
-def tokenized(model: LanguageModel, texts, report) -> list[np.ndarray]:
-    """Token ids of many texts, without special tokens."""
+def _device(requested: str) -> str:
+    if requested == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if requested != "cpu" and int(requested.partition(":")[2] or 0) >= torch.cuda.device_count():
+        raise InputError(f"--device {requested}: PyTorch finds {torch.cuda.device_count()} GPUs here; use auto or cpu")
+    return requested
+
+
+def training_split(folder: Path) -> tuple[pa.Table, pa.Table]:
+    """(documents to train on, documents held out); all are trained on where there would be none."""
+    table = pq.read_table(folder / TRAIN_DOCUMENTS)
+    held = np.asarray([is_held_out(text.as_py()) for text in table["text"]], bool)
+    if held.all():
+        held[:] = False
+    return table.filter(pa.array(~held)), table.filter(pa.array(held))
+
+
+def tokenized(model: LanguageModel, texts, report, *, enough: int | None = None) -> list[np.ndarray]:
+    """Token ids of many texts, without special tokens; of the first ones only, once there are `enough` tokens."""
     found: list[np.ndarray] = []
+    total = 0
     for a in range(0, len(texts), _TOKENIZE):
         chunk = [t.as_py() if isinstance(t, pa.Scalar) else t for t in texts[a : a + _TOKENIZE]]
         encoded = model.tokenizer(chunk, add_special_tokens=False, verbose=False)["input_ids"]
         found.extend(np.asarray(ids, np.int32) for ids in encoded)
-        report((a + len(chunk)) / len(texts))
+        total += sum(map(len, encoded))
+        report(max((a + len(chunk)) / len(texts), total / enough if enough else 0))
+        if enough and total >= enough:
+            break
     return found
 
 
@@ -155,8 +184,7 @@ def stage_tokens(context: Context) -> dict:
 
 def stage_sae(context: Context) -> dict:
     """Write sae/: read from a folder, or trained."""
-    found = _foreign_sae(context) if context.foreign else _trained_sae(context)
-    return found
+    return _foreign_sae(context) if context.foreign else _trained_sae(context)
 
 
 def _foreign_sae(context: Context) -> dict:
@@ -165,21 +193,21 @@ def _foreign_sae(context: Context) -> dict:
         raise InputError(f"the SAE reads {sae.spec.d_in} dimensions, but {context.source.display} has {model.d_model}; is it made for this model?")
     if context.request.center == "yes":
         sae = replace(sae, spec=replace(sae.spec, center_input=True))
-    save_sae(sae, context.out / bundle.SAE_FOLDER)
-    rows = next(residual_blocks(model, context.ids_of, context=context.window, bos=context.bos))
-    static = static_ignored(context.ids_of[: rows[1]], model.vocabulary.special, context=context.window, bos=context.bos)
-    return {"spec": asdict(sae.spec), "train": None, "median_norm": median_norm_of(rows[2], static), "held_out": None}
+    save_sae(sae, context.out / bundle.SAE_FOLDER, dtype=getattr(torch, context.request.weights))
+    for first, last, rows in residual_blocks(model, context.ids_of, context=context.window, bos=context.bos):
+        static = static_ignored(context.ids_of[first:last], model.vocabulary.special, context=context.window, bos=context.bos)
+        if median := median_norm_of(rows, static):
+            return {"spec": asdict(sae.spec), "train": None, "median_norm": median, "held_out": None}
+    raise InputError("the texts hold nothing but special tokens and first positions of windows, which are left out; give longer ones")
 
 
 def _trained_sae(context: Context) -> dict:
     request, model, work = context.request, context.model, context.work
-    table = pq.read_table(work.folder / TRAIN_DOCUMENTS)
-    texts = table["text"].to_pylist()
-    categories = table["category"].to_pylist()
-    held = [is_held_out(t) for t in texts]
-    if all(held):
-        held = [False] * len(texts)
-    train_ids = tokenized(model, [t for t, h in zip(texts, held, strict=True) if not h], lambda s: context.report("sae", "reading the texts", s))
+    trained_on, held_out = training_split(work.folder)
+    train_ids = tokenized(
+        model, trained_on["text"], lambda s: context.report("sae", "reading the texts", min(s, 1.0)),
+        enough=request.max_tokens and int(1.2 * request.max_tokens) + 10_000,  # some are ignored: sinks, special tokens
+    )  # fmt: skip
     total = min(request.max_tokens or 1 << 62, sum(map(len, train_ids)))
     data, info = collect_activations(
         model, train_ids, work.folder / "activations", context=context.window, bos=context.bos, max_tokens=request.max_tokens,
@@ -197,12 +225,11 @@ def _trained_sae(context: Context) -> dict:
 
     sae, used = train_topk(data, config, spec=spec, device=context.device, checkpoint=work.folder / "checkpoint.pt", report=tell)
     save_sae(sae, context.out / bundle.SAE_FOLDER, dtype=getattr(torch, request.weights))
-    sae = bundle_sae(context.out / bundle.SAE_FOLDER, asdict(spec))
-    chosen = [i for i, h in enumerate(held) if h]
+    sae = bundle_sae(context.out / bundle.SAE_FOLDER, asdict(spec)).to(context.device)
     outside = None
-    if chosen:
-        ids = tokenized(model, [texts[i] for i in chosen], lambda _s: None)
-        outside = evaluate_reconstruction(model, sae, ids, [categories[i] for i in chosen], context=context.window, bos=context.bos,
+    if held_out.num_rows:
+        ids = tokenized(model, held_out["text"], lambda _s: None)
+        outside = evaluate_reconstruction(model, sae, ids, held_out["category"].to_pylist(), context=context.window, bos=context.bos,
                                           median_norm=info["median_norm"], max_tokens=EVALUATED_TOKENS)  # fmt: skip
     inside = evaluate_reconstruction(model, sae, train_ids, ["train"] * len(train_ids), context=context.window, bos=context.bos,
                                      median_norm=info["median_norm"], max_tokens=EVALUATED_TOKENS // 4)  # fmt: skip
@@ -266,7 +293,7 @@ def stage_features(context: Context) -> dict:
     tokens = read_tensors(context.out / bundle.TOKENS_FILE)
     category = np.asarray(context.documents["category"].to_pylist())
     return build_features(
-        context.out, store=store, totals=totals, sae=context.sae, unembedding=context.model.unembedding, vocabulary=context.model.vocabulary,
+        context.out, store=store, totals=totals, sae=context.sae.to("cpu"), unembedding=context.model.unembedding, vocabulary=context.model.vocabulary,
         ids=np.asarray(tokens["ids"]), doc_offsets=np.asarray(tokens["offsets"]), ignored=np.asarray(tokens["ignored"]), category_of_document=category,
         window=capacity_of(context.window, bos=context.bos), seed=context.request.seed,
         report=lambda text, share=None: context.report("features", text, share),

@@ -179,6 +179,7 @@ class Bundle:
             ignored=np.asarray(self.ignored[start:stop], bool),
             cut_left=start > base,
             cut_right=stop < end,
+            bytes=tuple(self.vocabulary.bytes_of(int(i)) for i in self.ids[start:stop]),
         )
 
     def top_examples(self, feature: int, n: int = 10, **context: int) -> tuple[Example, ...]:

@@ -21,7 +21,7 @@ from sae_explore.errors import BundleError, InputError
 SCHEMA = 1
 MANIFEST = "manifest.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_REQUIRED = ("schema", "folder", "files", "model", "hook", "sae", "corpus", "context", "metrics")
+_REQUIRED = ("schema", "folder", "files", "model", "hook", "units", "sae", "corpus", "context", "lens", "metrics")
 
 
 def default_cache() -> Path:
@@ -32,7 +32,9 @@ def default_cache() -> Path:
 def check_name(name: str) -> str:
     """A bundle name that is safe as a folder name."""
     if not _NAME.fullmatch(name) or name in ("models", "labels") or name.endswith("."):
-        raise InputError(f"{name[:80]!r} is no bundle name; use letters, digits, dots, dashes and underscores, at most 64, not 'models' or 'labels'")
+        raise InputError(
+            f"{name[:80]!r} is no bundle name; use letters, digits, dots, dashes and underscores, at most 64, not 'models' or 'labels'"
+        )
     return name
 
 
@@ -74,8 +76,11 @@ def read_manifest(folder: Path) -> dict:
             raise BundleError(f"bundle {folder.name!r} is incomplete: {name} is missing; build it again with --force")
         if target.stat().st_size != entry.get("size"):
             raise BundleError(
-                f"bundle {folder.name!r} is damaged: {name} has {target.stat().st_size} bytes instead of {entry.get('size')}; build it again with --force"
+                f"bundle {folder.name!r} is damaged: {name} has {target.stat().st_size} bytes instead of {entry.get('size')}; "
+                "build it again with --force"
             )
+    if manifest.get("checksum", found := _checksum(manifest)) != found:
+        raise BundleError(f"bundle {folder.name!r} is damaged: the contents of its {MANIFEST} have changed; build it again with --force")
     return manifest
 
 
@@ -113,27 +118,47 @@ def publish(work: Path, folder: Path, manifest: dict) -> dict:
     The generation's name comes from its contents, so that equal builds are equal. The old generation stays on disk for
     readers until the next build; older ones are removed.
     """
+    manifest = complete_manifest(work, manifest)
+    switch(work, folder, manifest)
+    return manifest
+
+
+def complete_manifest(work: Path, manifest: dict) -> dict:
+    """The manifest with schema, generation, the sha256 and size of every file in `work`, and a checksum of its own."""
     files = {
         str(path.relative_to(work).as_posix()): {"sha256": sha256_of(path), "size": path.stat().st_size}
         for path in sorted(work.rglob("*"))
         if path.is_file()
     }
     digest = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()[:12]
-    generation = f"g-{digest}"
-    ours = {"schema": SCHEMA, "folder": generation}
+    ours = {"schema": SCHEMA, "folder": f"g-{digest}"}
     manifest = {**ours, **manifest, **ours, "files": files}  # first in the file, and not to be overridden by an older manifest
+    return {**manifest, "checksum": _checksum(manifest)}
+
+
+def switch(work: Path, folder: Path, manifest: dict) -> None:
+    """Move the files of a complete manifest into the bundle's folder and let its manifest name them.
+
+    May be called again after a kill at any point of it: what has been moved is found where it is.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    target, previous = folder / generation, _generation_of(folder)
-    if target.exists() and _is_whole(target, files):
-        shutil.rmtree(work)
-    else:
+    target, previous = folder / manifest["folder"], _generation_of(folder)
+    if _is_whole(target, manifest["files"]):
+        shutil.rmtree(work, ignore_errors=True)
+    elif _is_whole(work, manifest["files"]):
         shutil.rmtree(target, ignore_errors=True)
         os.replace(work, target)
+    else:
+        raise BundleError(f"the finished files of bundle {folder.name!r} were changed before they could be published; build it again with --force")
     write_json(folder / MANIFEST, manifest)
     for old in folder.glob("g-*"):
-        if old.is_dir() and old.name not in (generation, previous):
+        if old.is_dir() and old.name not in (target.name, previous):
             shutil.rmtree(old)
-    return manifest
+
+
+def _checksum(manifest: dict) -> str:
+    """sha256 over everything else in a manifest."""
+    return hashlib.sha256(json.dumps({k: v for k, v in manifest.items() if k != "checksum"}, sort_keys=True).encode()).hexdigest()
 
 
 def _generation_of(folder: Path) -> str | None:

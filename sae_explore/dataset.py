@@ -12,7 +12,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, count, islice
 from pathlib import Path
 
 from sae_explore.bundle_files import sha256_of
@@ -109,7 +109,7 @@ class _Loader:
         self.notes: list[str] = []
         self.sources: list[SourceInfo] = []
         self._sieve = Sieve()
-        self._names: Counter[str] = Counter()
+        self._prefixes: set[str] = set()
         self._ids: set[str] = set()
 
     def documents(self, parsed: Sequence[str | HubSpec | FileSpec]) -> Iterator[tuple[int, Document]]:
@@ -143,11 +143,11 @@ class _Loader:
         rows = islice(opened.rows, _HUB_ROWS_PER_TEXT * limit)
         if spec.category is not None:
             rows = (row._replace(category=spec.category) for row in rows)
-        count = 0
+        taken = 0
         for item in self._take(info, spec.name, rows, source=spec.name, category=spec.name, first=limit, chars=spec.chars):
-            count += 1
+            taken += 1
             yield item
-        if count == limit and n is None and self.max_texts is None:
+        if taken == limit and n is None and self.max_texts is None:
             self._note(f"{spec.name}: the first {limit:,} texts; say n= for more")
 
     def _embedded(self) -> Iterator[tuple[int, Document]]:
@@ -186,8 +186,8 @@ class _Loader:
         chars: int | None = None,
     ) -> Iterator[tuple[int, Document]]:
         """Documents of one source: cleaned, then the `first` of them or a sample of at most `n`."""
-        self._names[name] += 1
-        prefix = name if self._names[name] == 1 else f"{name}~{self._names[name]}"
+        prefix = next(p for p in chain([name], (f"{name}~{i}" for i in count(2))) if p not in self._prefixes)
+        self._prefixes.add(prefix)
         index = len(self.sources)
         self.sources.append(info)
         counts: Counter[str] = Counter()
@@ -199,16 +199,14 @@ class _Loader:
             taken = islice(usable, first)
         for row in taken:
             yield index, Document(self._id(prefix, row), row.source or source, row.category or category, row.text)
-        found = [f"{count:,} {what}" for what, count in counts.items() if what != USABLE]
+        found = [f"{number:,} {what}" for what, number in counts.items() if what != USABLE]
         if found:
             self._note(f"{info.name}: {', '.join(found)}")
         if not counts[USABLE]:
             self._note(f"{info.name} has no usable text")
 
     def _id(self, prefix: str, row: TextRow) -> str:
-        if not row.id:
-            return f"{prefix}/{row.number}"
-        name = f"{prefix}/{row.id}"
+        name = f"{prefix}/{row.id or row.number}"
         while name in self._ids:
             name += f"~{row.number}"
         self._ids.add(name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 LIMIT = 0.7  # |cosine| of decoder rows from which two features count as the same direction
+MIN_FIRINGS = 10  # of a feature that is worth showing
 
 
 def diverse_features(W_dec: np.ndarray, scores: np.ndarray, n: int, *, limit: float = LIMIT) -> list[int]:
@@ -20,6 +21,16 @@ def diverse_features(W_dec: np.ndarray, scores: np.ndarray, n: int, *, limit: fl
             chosen.append(int(feature))
             directions = np.vstack([directions, row])
     return chosen
+
+
+def clarity(features, dense_above: float) -> np.ndarray:
+    """(d_sae,) scores of a bundle's features table: how sure the label is, and among equals whose lens stands out most.
+
+    NaN for features that show nothing: dead, dense, or with fewer than MIN_FIRINGS firings.
+    """
+    columns = {name: features[name].to_numpy().astype(np.float64) for name in ("confidence", "density", "count", "lens_kurtosis")}
+    usable = (columns["density"] <= dense_above) & (columns["count"] >= MIN_FIRINGS)
+    return np.where(usable, columns["confidence"] + 1e-3 * np.tanh(columns["lens_kurtosis"] / 10), np.nan)
 
 
 def cosine_matrix(rows: np.ndarray) -> np.ndarray:

@@ -35,9 +35,7 @@ def moments(totals: FeatureTotals) -> Moments:
     """Central moments from power sums."""
     with np.errstate(invalid="ignore", divide="ignore"):
         n = totals.count.astype(np.float64)
-        m1, m2, m3, m4 = (
-            s / n for s in (totals.sum, totals.sum_squares, totals.sum_cubes, totals.sum_fourths)
-        )
+        m1, m2, m3, m4 = (s / n for s in (totals.sum, totals.sum_squares, totals.sum_cubes, totals.sum_fourths))
         variance = np.maximum(m2 - m1**2, 0)
         third = m3 - 3 * m1 * m2 + 2 * m1**3
         fourth = m4 - 4 * m1 * m3 + 6 * m1**2 * m2 - 3 * m1**4

@@ -8,7 +8,6 @@ random, and the logit lens. Scores lie between 0 and 1:
     category   share of top examples from the most common category, 0 where it is not at least twice that category's share of the corpus
     lens       how far the lens stands out from chance: the rank of its top logit (in standard deviations) among random directions
     agreement  share of top examples whose peak or following token is among the lens's ten most promoted tokens
-    weak       share of random firings (any strength) of which the label is true
 
 A label names the first property below that holds in at least `HOLDS` of the top examples; its confidence is the mean of that
 share and the share of the weaker examples for which it holds too.
@@ -62,7 +61,7 @@ def normal(token: str) -> str:
     return token.strip().casefold() or token
 
 
-# Forms of the peak token, most particular first. A form is named only if it is not simply the text's commonest form.
+# Forms of the peak token, most particular first. The last two are common in any text: they are named only if nothing else holds.
 _FORMS: tuple[tuple[str, Callable[[str], bool]], ...] = (
     ("line breaks", lambda t: "\n" in t),
     ("years", lambda t: bool(re.fullmatch(r"\s?(1[0-9]|20)\d\d", t))),
@@ -72,7 +71,8 @@ _FORMS: tuple[tuple[str, Callable[[str], bool]], ...] = (
     ("punctuation", lambda t: bool(re.fullmatch(r"\s?[^\w\s]+", t))),
     ("white space", lambda t: t.strip() == ""),
     ("words in capitals", lambda t: bool(re.fullmatch(r"\s?[A-Z]{2,}", t))),
-    ("non-Latin or accented letters", lambda t: any(ord(c) > 0x24F and c.isalpha() for c in t) or "�" in t),
+    ("non-Latin or accented letters", lambda t: any(ord(c) > 0x7F and c.isalpha() for c in t)),
+    ("parts of characters", lambda t: bool(re.fullmatch(r"(<0x[0-9A-F]{2}>)+", t))),
     ("capitalised words", lambda t: bool(re.fullmatch(r"\s[A-Z][a-z]+", t))),
     ("word continuations", lambda t: bool(re.fullmatch(r"[a-z]+", t))),
 )
@@ -86,8 +86,8 @@ def scores(top: Sequence[Evidence], category_share: dict[str, float], lens_token
     category, share = _mode([e.category for e in top])
     return Scores(
         _mode([normal(e.peak) for e in top])[1],
-        _mode([normal(e.before) for e in top if e.before])[1],
-        _mode([normal(e.after) for e in top if e.after])[1],
+        _mode([normal(e.before) for e in top if e.before], n)[1],
+        _mode([normal(e.after) for e in top if e.after], n)[1],
         share if share >= 2 * category_share.get(category, 0) else 0.0,
         lens,
         agreeing / n,
@@ -113,8 +113,8 @@ def _candidates(top, category_share, lens_tokens, lens):
     """(text, kind, does it hold for an example?), the most particular property first."""
     peaks = Counter(normal(e.peak) for e in top)
     peak = peaks.most_common(1)[0][0]
-    after, after_share = _mode([normal(e.after) for e in top if e.after])
-    before, before_share = _mode([normal(e.before) for e in top if e.before])
+    after, after_share = _mode([normal(e.after) for e in top if e.after], len(top))
+    before, before_share = _mode([normal(e.before) for e in top if e.before], len(top))
     category, category_top = _mode([e.category for e in top])
     lifted = category_top >= max(HOLDS, 2 * category_share.get(category, 0))
     where = f" in {category} texts" if lifted else ""
@@ -127,7 +127,7 @@ def _candidates(top, category_share, lens_tokens, lens):
     few = [t for t, _ in peaks.most_common(_FEW)]
     if len(few) > 1:
         yield " / ".join(map(shown, few)) + where, "tokens", lambda e: normal(e.peak) in few
-    for name, holds in _FORMS[:9]:
+    for name, holds in _FORMS[:-2]:
         yield name + where, "form", lambda e, holds=holds: holds(e.peak)
     if before.strip() or before == "\n":
         yield f"the word after {shown(before)}" + where, "after", lambda e: normal(e.before) == before
@@ -143,7 +143,7 @@ def _candidates(top, category_share, lens_tokens, lens):
     if lifted:
         seen = ", ".join(shown(t) for t in few)
         yield f"{category} texts: {seen}", "category", lambda e: e.category == category
-    for name, holds in _FORMS[9:]:
+    for name, holds in _FORMS[-2:]:
         yield name, "form", lambda e, holds=holds: holds(e.peak)
 
 
@@ -167,11 +167,12 @@ def _common_start(peaks: Counter) -> str:
     return ""
 
 
-def _mode(values: Sequence[str]) -> tuple[str, float]:
+def _mode(values: Sequence[str], of: int | None = None) -> tuple[str, float]:
+    """The commonest value and its share of all, or of `of` where some examples have none."""
     if not values:
         return "", 0.0
     value, count = Counter(values).most_common(1)[0]
-    return value, count / len(values)
+    return value, count / (of or len(values))
 
 
 def _share(examples: Sequence[Evidence], holds: Callable[[Evidence], bool]) -> float:

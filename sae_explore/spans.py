@@ -7,14 +7,25 @@ strength = .05 + .95 log10(1 + 9 a / max), in eleven steps, so that weak tokens 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from html import escape
 
 import numpy as np
 
+from sae_explore.strength import BANDS
 from sae_explore.types import Example
 
 STEPS = 10
+
+
+def colours(scope: str = "") -> str:
+    """CSS of the classes a1 to a10. They lie over the page's own background; the strongest need dark letters on either theme."""
+    dark = " color: #1a1206;"
+    return "\n".join(
+        f"{scope}.a{i} {{ background: rgba(245,124,32,{0.06 + 0.072 * i:.3f});{dark if i > 8 else ''} }}" for i in range(1, STEPS + 1)
+    )
+
 
 STYLE = """
 .sx { line-height: 1.75; font-size: 0.95rem; overflow-wrap: anywhere; }
@@ -31,7 +42,11 @@ STYLE = """
 .sx.ex .c { color: rgba(128,128,128,.95); font-size: .78rem; margin-left: .5rem; white-space: nowrap; }
 .sx .chip { display: inline-block; border: 1px solid rgba(128,128,128,.35); border-radius: 4px; padding: 0 .35rem; margin: 0 .3rem .3rem 0;
             font-family: monospace; font-size: .82rem; line-height: 1.6; white-space: pre; }
-""" + "\n".join(f".sx .a{i} {{ background: rgba(245,124,32,{0.06 + 0.072 * i:.3f}); }}" for i in range(1, STEPS + 1))
+.sx.legend { font-size: .82rem; }
+.sx .key { display: inline-block; margin-right: .9rem; }
+.sx .key .note { color: rgba(128,128,128,.95); margin-left: .35rem; }
+.sx .band { border-radius: 3px; padding: .1rem .4rem; }
+""" + colours(".sx ")
 
 
 def strength(value: float, maximum: float) -> float:
@@ -43,25 +58,73 @@ def strength(value: float, maximum: float) -> float:
 
 def step_of(value: float, maximum: float) -> int:
     """The same in whole steps: 0 only for a silent token."""
-    level = strength(value, maximum)
-    return max(1, math.ceil(level * STEPS)) if level > 0 else 0
+    return step_at(strength(value, maximum))
+
+
+def step_at(level: float) -> int:
+    """The step of a position on the scale, 0 to 1."""
+    return max(1, math.ceil(round(level * STEPS, 6))) if level > 0 else 0
+
+
+_MARKS = {"\n": "↵", "\r": "␍", "\t": "⇥"}
+# Control characters, invisible ones and those that turn the direction of writing: drawn as their numbers, never sent as they are.
+_UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u200b\u200e\u200f\u2028\u2029\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff\ud800-\udfff]")
+
+
+def pieces(text: str, data: bytes = b"") -> list[tuple[str, str]]:
+    """A token as (kind, string) in order: `text` as it stands, `mark` for what is drawn beside a line break or a tab,
+    `code` for bytes that are no whole character and for characters that cannot be seen. Spaces alone become dots.
+    """
+    if not text:
+        return [("code", _hex(data))] if data else []
+    if text.strip(" ") == "":
+        return [("text", "·" * len(text))]
+    found, at = [], 0
+    for match in _UNSEEN.finditer(text):
+        if match.start() > at:
+            found.append(("text", text[at : match.start()]))
+        character, at = match[0], match.end()
+        if character in _MARKS:
+            found.append(("mark", _MARKS[character]))
+            if character != "\r":
+                found.append(("text", character))
+        else:
+            found.append(("code", f"U+{ord(character):04X}"))
+    if at < len(text):
+        found.append(("text", text[at:]))
+    return found
+
+
+_WRAP = {"text": "{}", "mark": '<span class="nl">{}</span>', "code": '<span class="by">{}</span>'}
 
 
 def visible(text: str, data: bytes = b"") -> str:
-    """A token as escaped HTML in which line breaks, tabs, lone spaces and bytes that are no whole character can be seen."""
-    if not text:
-        return f'<span class="by">{escape(_hex(data))}</span>' if data else ""
-    if text.strip(" ") == "":
-        return "·" * len(text)
-    shown = escape(text).replace("\t", '<span class="nl">⇥</span>\t')
-    return shown.replace("\r", '<span class="nl">␍</span>').replace("\n", '<span class="nl">↵</span>\n')
+    """A token as escaped HTML in which line breaks, tabs, lone spaces, control characters and incomplete bytes can be seen."""
+    return "".join(_WRAP[kind].format(escape(string)) for kind, string in pieces(text, data))
 
 
-def plain(text: str) -> str:
-    """A token for lists and tables, as plain text: a leading space drawn as a dot, line breaks as marks."""
-    if text.strip(" ") == "":
-        return "·" * len(text)
-    return text.replace("\n", "↵").replace("\r", "␍").replace("\t", "⇥")
+def plain(text: str, data: bytes = b"") -> str:
+    """A token for lists and tables, as plain text on one line: what cannot be seen is drawn as in `visible`."""
+    return "".join(string for _, string in pieces(text, data) if string not in _MARKS)
+
+
+def dotted(text: str, data: bytes = b"") -> str:
+    """The same with a leading space drawn as a dot, where nothing else would show it."""
+    shown = plain(text, data)
+    return "·" + shown[1:] if shown.startswith(" ") else shown
+
+
+_JOINER = "\u2060"  # invisible
+_MARKDOWN = re.compile(r"([!-/:-@\[-`{-~])")
+# What is replaced after the markdown is parsed, where a backslash no longer helps: :names:, addresses, arrows that stand alone.
+_NAMES = re.compile(r"(?<=:)(?=[\w+/-]+:|//)|(?<=[-.+\w])(?=@)|(?<=www)(?=\.)", re.IGNORECASE)
+_ARROWS = re.compile(r"(?<!\S)([<>~-])([->=]|->)(?!\S)")
+
+
+def md(text: str) -> str:
+    """Text from outside for a place that Streamlit reads as markdown (captions, labels, help): shown as it is."""
+    text = _ARROWS.sub(rf"\1{_JOINER}\2", _NAMES.sub(_JOINER, plain(text)))
+    return _MARKDOWN.sub(r"\\\1", text)
 
 
 def _hex(data: bytes) -> str:
@@ -90,7 +153,7 @@ def token_spans(
             classes.append(f"a{step_of(value, maximum)}")
         if i == peak:
             classes.append("pk")
-        tip = f"token {start + i}: {plain(text) or _hex(data[i]) if data else plain(text)}"
+        tip = f"token {start + i}: {plain(text, data[i] if data else b'')}"
         if ignored[i]:
             tip += " (ignored: special token or attention sink)"
         elif feature is not None:
@@ -108,7 +171,7 @@ def examples_html(examples: Iterable[Example], maximum: float, *, feature: int, 
     """A list of examples as one block: peak value, tokens in context, category."""
     rows = []
     for e in examples:
-        spans = token_spans(e.tokens, e.values, e.ignored, maximum, peak=e.peak - e.start, start=e.start, feature=feature)
+        spans = token_spans(e.tokens, e.values, e.ignored, maximum, peak=e.peak - e.start, start=e.start, data=e.bytes or None, feature=feature)
         left = '<span class="cut">… </span>' if e.cut_left else ""
         right = '<span class="cut"> …</span>' if e.cut_right else ""
         where = f'<span class="c" title="{escape(f"{e.document_id} · {e.source} · token {e.peak}")}">{escape(e.category)}</span>' if categories else ""
@@ -118,4 +181,22 @@ def examples_html(examples: Iterable[Example], maximum: float, *, feature: int, 
 
 def chips_html(tokens: Iterable[str]) -> str:
     """Tokens as small boxes, for lens lists in running text."""
-    return '<div class="sx">' + "".join(f'<span class="chip">{escape(plain(t).replace(" ", "·", 1) if t.startswith(" ") else plain(t))}</span>' for t in tokens) + "</div>"
+    return '<div class="sx">' + "".join(f'<span class="chip">{escape(dotted(t))}</span>' for t in tokens) + "</div>"
+
+
+def bands_html() -> str:
+    """The colours of one feature's activations, as bands: trace, weak, moderate, strong."""
+    entries, low = [], 0.0
+    for name, end in BANDS[1:]:
+        middle = (low + end) / 2 if end < 1 else 1.0
+        entries.append((name, f"under {end:.0%}" if end < 1 else f"from {low:.0%} of its maximum", step_of(middle, 1.0)))
+        low = end
+    return legend_html(entries)
+
+
+def legend_html(entries: Iterable[tuple[str, str, int]]) -> str:
+    """Colours and what they mean: (word on the colour, words after it, step)."""
+    parts = (
+        f'<span class="key"><span class="band a{step}">{escape(word)}</span><span class="note">{escape(note)}</span></span>' for word, note, step in entries
+    )
+    return f'<div class="sx legend">{"".join(parts)}</div>'

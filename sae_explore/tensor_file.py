@@ -6,10 +6,12 @@ its numpy reader copies whole tensors; every length and offset of the header is 
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -27,8 +29,8 @@ _NAME_OF = {
 }
 _TYPE_OF = {name: dtype for dtype, name in _NAME_OF.items()}
 _MAX_HEADER = 1 << 24
-_MAX_SIDE = 1 << 40  # of an empty tensor too: numpy could not hold more
 _MAX_DIMENSIONS = 8
+_MAX_SIZE = 1 << 48  # the product of the sides that are not 0, which numpy limits in empty tensors too
 
 
 class TensorWriter:
@@ -48,9 +50,13 @@ class TensorWriter:
         text += b" " * (-len(text) % 8)
         self._base = 8 + len(text)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with self.partial.open("wb") as file:
-            file.write(len(text).to_bytes(8, "little") + text)
-            file.truncate(self._base + at)
+        try:
+            with self.partial.open("wb") as file:
+                file.write(len(text).to_bytes(8, "little") + text)
+                reserve(file, self._base + at)
+        except OSError:
+            self.partial.unlink(missing_ok=True)
+            raise
         self._maps: dict[str, np.ndarray] = {}
 
     def map(self, name: str) -> np.ndarray:
@@ -74,6 +80,18 @@ class TensorWriter:
             os.replace(self.partial, self.path)
         else:
             self.partial.unlink(missing_ok=True)
+
+
+def reserve(file: BinaryIO, size: int) -> None:
+    """Give an empty file its size and its place on the disk: a full disk is an OSError here, not a crash when its memory map is written."""
+    file.flush()
+    file.truncate(size)
+    if size and hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # file systems that cannot reserve
+                raise OSError(error.errno, error.strerror, file.name) from error
 
 
 def write_tensors(path: Path, arrays: dict[str, np.ndarray]) -> None:
@@ -112,8 +130,8 @@ def _read_one(path: Path, name: str, entry: object, base: int, size: int) -> np.
         raise BundleError(f"{path.name} is damaged: the header of tensor {name[:60]!r} is not understood") from error
     if (
         min((start, *shape)) < 0
-        or max(shape, default=0) > _MAX_SIDE
         or len(shape) > _MAX_DIMENSIONS
+        or math.prod(max(n, 1) for n in shape) > _MAX_SIZE
         or stop - start != dtype.itemsize * math.prod(shape)
         or base + stop > size
     ):

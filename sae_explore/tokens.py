@@ -14,6 +14,8 @@ import numpy as np
 from sae_explore.errors import InputError
 from sae_explore.types import TokenizedText
 
+MAX_TEXT_TOKENS = 4_096  # of one custom text: about 3,000 words, a few seconds
+
 
 class Vocabulary(NamedTuple):
     """The bytes of every token id, in one blob, without the tokenizer."""

@@ -13,9 +13,8 @@ from sae_explore.model import LanguageModel, load_model
 from sae_explore.model_sources import Report, resolve_model
 from sae_explore.sae import Sae
 from sae_explore.sae_formats import load_sae
+from sae_explore.tokens import MAX_TEXT_TOKENS
 from sae_explore.types import HookPoint, SaeSpec, TextTrace
-
-MAX_TEXT_TOKENS = 4_096  # of one custom text: about 3,000 words, a few seconds
 
 
 def bundle_sae(folder: Path, spec: dict) -> Sae:

@@ -171,6 +171,7 @@ class Example:
     ignored: np.ndarray  # (len(tokens),) bool
     cut_left: bool = False  # the document goes on to the left of what is shown
     cut_right: bool = False
+    bytes: tuple[bytes, ...] = ()  # what each token holds, for those that are no whole character
 
     @property
     def max(self) -> float:

@@ -56,7 +56,9 @@ def test_the_order_depends_on_seed_and_epoch_only(data):
     assert order_of(data.batches(1, 8, seed=3)) != order_of(data.batches(1, 8, seed=4))
 
 
-@given(n=st.integers(20, 90), shard_rows=st.sampled_from([8, 10, 16]), buffer=st.sampled_from([8, 20, 40]), batch=st.sampled_from([4, 5, 8]))
+@given(
+    n=st.integers(20, 90), shard_rows=st.sampled_from([8, 10, 16]), buffer=st.sampled_from([8, 20, 40]), batch=st.sampled_from([4, 5, 8])
+)
 def test_skipping_leaves_out_exactly_the_first_batches(tmp_path_factory, n, shard_rows, buffer, batch):
     """Also where whole buffers are skipped unread, and where a rest is carried from buffer to buffer."""
     shards = shards_of(tmp_path_factory.mktemp("shards"), n, shard_rows, buffer)

@@ -137,7 +137,8 @@ def test_past_the_cap_as_many_are_kept_as_the_module_says(tmp_path):
     ranked = sorted(range(n), key=lambda t: (-np.float16(values[t]), t))
     assert tokens[:KEEP_TOP].tolist() == ranked[:KEEP_TOP]
     counts = np.bincount(interval_of(found[KEEP_TOP:], 4.0), minlength=INTERVALS)
-    assert (counts[:6] == KEEP_PER_INTERVAL).all()  # the intervals above lie among the strongest
+    assert counts[:4].tolist() == [KEEP_PER_INTERVAL] * 4
+    assert min(counts[4:7]) >= KEEP_PER_INTERVAL  # filled up with the next strongest; the intervals above lie among the first
 
 
 def test_equal_width_intervals_worked_by_hand():

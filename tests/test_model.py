@@ -2,15 +2,26 @@
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
-    AutoModelForCausalLM, BloomConfig, CohereConfig, FalconConfig, Gemma3TextConfig, GPTNeoConfig, GPTNeoXConfig, NemotronConfig, OlmoConfig,
-    OPTConfig, Qwen2Config,
-)  # fmt: skip
+    AutoModelForCausalLM,
+    BloomConfig,
+    CohereConfig,
+    FalconConfig,
+    Gemma3TextConfig,
+    GPTNeoConfig,
+    GPTNeoXConfig,
+    NemotronConfig,
+    OlmoConfig,
+    OPTConfig,
+    Qwen2Config,
+)
 
 from sae_explore.errors import InputError, ModelError
 from sae_explore.model import blocks_of, load_full_model, load_model, load_tokenizer
@@ -155,6 +166,14 @@ def test_autocast_keeps_the_residual_stream_in_fp32(model):
     assert 0 < relative < 0.02
 
 
+def test_many_sessions_at_once_get_the_answers_of_one_alone(model):
+    inputs = [some_ids(1 + i % 3, 5 + 4 * i) for i in range(8)]
+    alone = [model.residual(ids) for ids in inputs]
+    with ThreadPoolExecutor(8) as pool:
+        for i, found in enumerate(pool.map(model.residual, inputs * 4)):
+            assert torch.equal(found, alone[i % 8])
+
+
 def test_the_final_norm_is_read_off(gpt2_model, gpt2_full, llama_model, llama_full):
     torch.testing.assert_close(gpt2_model.unembedding.gain, gpt2_full.transformer.ln_f.weight, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(llama_model.unembedding.gain, llama_full.model.norm.weight, rtol=1e-5, atol=1e-5)
@@ -180,8 +199,6 @@ def test_contexts_beyond_the_models_positions_are_refused(gpt2_model):
 
 
 def test_a_wanted_bos_that_the_model_lacks_is_refused(gpt2_model):
-    from dataclasses import replace
-
     with pytest.raises(ModelError, match="no BOS token"):
         replace(gpt2_model, bos_id=None).window_ids([Window(0, 0, 2, 0)], [np.ones(2, np.int32)], bos=True)
 

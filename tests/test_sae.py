@@ -82,7 +82,14 @@ def test_k_is_chosen_over_all_latents_and_bounds_l0(random_sae):
     assert int(acts.offsets.diff().max()) <= 7
 
 
-@given(n=st.integers(0, 5), groups=st.integers(1, 40), extra=st.integers(0, 3), k=st.integers(1, 9), coarse=st.booleans(), seed=st.integers(0, 99))
+@given(
+    n=st.integers(0, 5),
+    groups=st.integers(1, 40),
+    extra=st.integers(0, 3),
+    k=st.integers(1, 9),
+    coarse=st.booleans(),
+    seed=st.integers(0, 99),
+)
 def test_topk_rows_equals_torch_topk(n, groups, extra, k, coarse, seed):
     """Values are equal in order; where values tie, the indices may differ but point at those values."""
     pre = torch.randn(n, groups * 32 + extra, generator=torch.Generator().manual_seed(seed))

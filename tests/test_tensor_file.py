@@ -17,7 +17,12 @@ KINDS = (np.int64, np.int32, np.uint32, np.uint16, np.uint8, np.float16, np.floa
 def arrays() -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
     found = {f"kind.{np.dtype(k).name}": (100 * rng.random((3, 5))).astype(k) for k in KINDS}
-    return found | {"empty": np.zeros((0, 7), np.float16), "one": np.array(5, np.int64), "odd": np.arange(3, dtype=np.uint8), "ünï": np.ones(2, np.float32)}
+    return found | {
+        "empty": np.zeros((0, 7), np.float16),
+        "one": np.array(5, np.int64),
+        "odd": np.arange(3, dtype=np.uint8),
+        "ünï": np.ones(2, np.float32),
+    }
 
 
 def assert_same(found, expected):
@@ -47,10 +52,15 @@ def test_read_arrays_are_read_only_maps(tmp_path):
 
 def test_a_file_appears_only_when_it_is_whole(tmp_path):
     write_tensors(tmp_path / "a", {"x": np.arange(4)})
-    with pytest.raises(KeyboardInterrupt), TensorWriter(tmp_path / "a", {"x": (np.int64, (4,))}) as out:
-        out.map("x")[:] = 9
-        assert read_tensors(tmp_path / "a")["x"].tolist() == [0, 1, 2, 3]
-        raise KeyboardInterrupt
+
+    def interrupted():
+        with TensorWriter(tmp_path / "a", {"x": (np.int64, (4,))}) as out:
+            out.map("x")[:] = 9
+            assert read_tensors(tmp_path / "a")["x"].tolist() == [0, 1, 2, 3]
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert read_tensors(tmp_path / "a")["x"].tolist() == [0, 1, 2, 3]
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
 
@@ -128,28 +138,35 @@ def test_a_file_cut_short_is_refused(tmp_path):
             read_tensors(tmp_path / "a")
 
 
+def read_or_refuse(path) -> dict[str, np.ndarray]:
+    """The tensors; none if the file was refused in one sentence. Any other error is passed on."""
+    try:
+        return read_tensors(path)
+    except BundleError as error:
+        return {} if "\n" not in str(error) else pytest.fail(str(error))
+
+
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=4) | st.sampled_from(["I64", "F16", "U8"]),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(["dtype", "shape", "data_offsets", "x"]), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(["dtype", "shape", "data_offsets", "x"]), inner, max_size=4)
+    ),
     max_leaves=12,
 )
 near_entries = st.fixed_dictionaries(
-    {"dtype": st.sampled_from(["I64", "F32", "BOOL", "U8"]) | json_values, "shape": st.lists(st.integers(-3, 2**65), max_size=40) | json_values,
-     "data_offsets": st.lists(st.integers(-3, 2**65), min_size=2, max_size=2) | json_values},
-)  # fmt: skip
+    {
+        "dtype": st.sampled_from(["I64", "F32", "BOOL", "U8"]) | json_values,
+        "shape": st.lists(st.integers(-3, 2**65), max_size=40) | json_values,
+        "data_offsets": st.lists(st.integers(-3, 2**65), min_size=2, max_size=2) | json_values,
+    }
+)
 
 
 @given(st.dictionaries(st.text(max_size=5), near_entries | json_values, max_size=3) | json_values)
 def test_any_header_is_read_or_refused(tmp_path, header):
-    path = with_header(tmp_path / "a", json.dumps(header).encode())
-    try:
-        found = read_tensors(path)
-    except BundleError as error:
-        assert "\n" not in str(error)
-    else:
-        for array in found.values():  # whatever was accepted lies within the file
-            assert array.nbytes <= 64
-            array.sum()
+    for array in read_or_refuse(with_header(tmp_path / "a", json.dumps(header).encode())).values():
+        assert array.nbytes <= 64  # whatever was accepted lies within the file
+        array.sum()
 
 
 @given(st.data())
@@ -159,7 +176,4 @@ def test_any_flipped_bytes_are_read_or_refused(tmp_path, data):
     for _ in range(data.draw(st.integers(1, 4))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     (tmp_path / "b").write_bytes(content)
-    try:
-        read_tensors(tmp_path / "b")
-    except BundleError as error:
-        assert "\n" not in str(error)
+    read_or_refuse(tmp_path / "b")

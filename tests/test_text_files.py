@@ -205,6 +205,17 @@ def test_repeated_ids_are_told_apart(tmp_path):
     assert [d.id for d in load_texts([path]).documents] == ["d/x", "d/x~1", "d/5", "d/row-4", "d/row-4~4"]
 
 
+def test_names_that_look_like_others_keep_ids_unique(tmp_path):
+    (tmp_path / "other").mkdir()
+    rows = [{"text": "t"}, {"text": "u"}]
+    paths = [
+        write_jsonl(tmp_path / name, [{**row, "text": name + row["text"]} for row in rows])
+        for name in ("a.jsonl", "a~2.jsonl", "other/a.jsonl")
+    ]
+    ids = [d.id for d in load_texts(paths).documents]
+    assert ids == ["a/0", "a/1", "a~2/0", "a~2/1", "a~3/0", "a~3/1"]
+
+
 def test_labels_are_short_and_printable(tmp_path):
     path = write_jsonl(tmp_path / "d.jsonl", [{"text": "t", "id": "a\nb\0\ud800 c", "category": "x" * 999, "source": ["no", "label"]}])
     (document,) = load_texts([path]).documents

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from sae_explore.errors import InputError
@@ -16,9 +16,10 @@ AWKWARD = (
 )
 texts = st.one_of(
     st.text(max_size=40),
-    st.lists(st.sampled_from(["😀", "👩‍👧", "é", "e\u0301", "漢", "שלום", "\u202e", "\n", "  ", "\x01", " the", "'s", "<|endoftext|>", "ﬁ", "İ", "ß"]))
-    .map("".join),
-)  # fmt: skip
+    st.lists(
+        st.sampled_from(["😀", "👩‍👧", "é", "e\u0301", "漢", "שלום", "\u202e", "\n", "  ", "\x01", " the", "'s", "ﬁ", "İ", "<|endoftext|>"])
+    ).map("".join),
+)
 
 
 @pytest.fixture(scope="module")
@@ -168,6 +169,14 @@ def test_special_tokens_are_told_by_id(tiny):
     assert found.texts == ("a", "<|endoftext|>", "b")
     assert found.special.tolist() == [False, True, False]
     assert tokenize(tokenizer, vocabulary, "a").special.tolist() == [False]  # none is put in front
+
+
+def test_a_bos_that_the_tokenizer_adds_by_itself_is_left_out(byte_tokenizer):
+    leading = Tokenizer.from_str(byte_tokenizer.to_str())
+    leading.post_processor = processors.TemplateProcessing(single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=leading, bos_token="<|endoftext|>")
+    assert tokenizer("a b")["input_ids"][0] == 0
+    assert tokenize(tokenizer, vocabulary_of(tokenizer, 600), "a b").texts == ("a", " b")
 
 
 def test_ids_beyond_the_tokenizer_hold_nothing(tiny):

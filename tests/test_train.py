@@ -60,7 +60,7 @@ def test_decoder_rows_have_unit_norm(trained):
 
 def test_units_of_the_data_do_not_matter(trained):
     """A corpus in other units gives the same SAE in those units: the training scale is folded out."""
-    rows, _, sae, used, _ = trained
+    rows, _, _, used, _ = trained
     short = replace(used, epochs=1)
     a, b = (train_topk(MemoryActivations(factor * rows), short, spec=spec_of(short))[0] for factor in (1, 64))
     acts_a, acts_b = a.encode(rows[:200])[0], b.encode(64 * rows[:200])[0]
@@ -78,7 +78,9 @@ def test_the_scale_is_folded_out_exactly():
     z = torch.zeros_like(scaled).scatter(1, scaled.topk(4).indices, scaled.topk(4).values)
     acts, info = sae.encode(x)
     torch.testing.assert_close(sae.decode(acts, info), (z @ params["W_dec"] + params["b_dec"]) / scale, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(acts.values, torch.cat([row[row > 0].sort(descending=True).values for row in z / scale]), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        acts.values, torch.cat([row[row > 0].sort(descending=True).values for row in z / scale]), rtol=1e-4, atol=1e-5
+    )
 
 
 def dense_training(data: MemoryActivations, config: TrainConfig, params: dict, scale: float, variance: float):
@@ -239,7 +241,7 @@ def test_too_few_tokens_are_refused():
 
 
 def test_choices_made_from_the_data():
-    """By hand: 2,000 steps of a 200,000-token corpus seen 15 times are 1,500 tokens each, of which 2,048 is the nearest power of 2 (by ratio)."""
+    """By hand: 200,000 tokens seen 15 times in 2,000 steps are 1,500 a step; the nearest power of 2, by ratio, is 2,048."""
     config = TrainConfig().resolved(200_000, 768)
     assert config.batch_tokens == 2_048
     assert config.lr == pytest.approx(2e-4 / math.sqrt(2_048 / 16_384))

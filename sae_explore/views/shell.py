@@ -10,6 +10,13 @@ from sae_explore.errors import ExploreError
 from sae_explore.views import sidebar
 
 
+# Streamlit's wide layout leaves little for the page at 1280 pixels, and lines too long to read on large screens.
+_FRAME = """
+[data-testid="stMainBlockContainer"] { padding: 3rem 2.4rem 4rem; max-width: 1480px; }
+@media (max-width: 640px) { [data-testid="stMainBlockContainer"] { padding: 3.2rem 1rem 4rem; } }
+"""
+
+
 def pages() -> dict[str, st.Page]:
     """The pages by name; their functions are imported when they run, so that one page does not pay for another."""
 
@@ -34,14 +41,14 @@ def run() -> None:
     found = pages()
     st.session_state["_pages"] = found
     chosen = st.navigation(list(found.values()), position="sidebar")
-    st.html(f"<style>{spans.STYLE}</style>")
+    st.html(f"<style>{_FRAME}{spans.STYLE}</style>")
     _read_link()
     chosen.run()
 
 
 def _read_link() -> None:
     """Take over what the address asks for, once per address: a visitor's later choices are not undone by it."""
-    params = {key: st.query_params[key] for key in ("bundle", "feature", "text", "doc") if key in st.query_params}
+    params = {key: st.query_params[key] for key in ("bundle", "feature", "features", "text", "doc") if key in st.query_params}
     if not params or params == st.session_state.get("_written"):
         return
     if params == st.session_state.get("_read"):
@@ -53,18 +60,21 @@ def _read_link() -> None:
         st.session_state["bundle"] = link.bundle
     if link.feature is not None:
         st.session_state["feature"] = link.feature
+    if link.features:
+        st.session_state["lens_features"] = list(link.features)
     if link.text is not None:
         st.session_state["text"], st.session_state["document"] = link.text, None
     if link.document is not None:
         st.session_state["document"], st.session_state["text"] = link.document, None
 
 
-def write_link(bundle: Bundle, *, feature: int | None = None, text: str | None = None, document: str | None = None) -> None:
-    """Make the address reopen this view."""
-    query = links.query_of(bundle=bundle.name, feature=feature, text=text, document=document)
+def write_link(bundle: Bundle, **view) -> None:
+    """Make the address reopen this view: `feature`, `features`, `text`, `document` as in `links.query_of`."""
+    query = links.query_of(bundle=bundle.name, **view)
     if dict(st.query_params) != query:
         st.query_params.from_dict(query)
     st.session_state["_written"] = query
+    st.session_state.pop("_read", None)  # a link followed before may be followed again
 
 
 def page_named(name: str):

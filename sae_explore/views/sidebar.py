@@ -19,10 +19,11 @@ def choose(names: list[str], current: str) -> None:
 
     def changed() -> None:
         st.session_state["bundle"] = st.session_state["_bundle_choice"]
-        for key in ("feature", "text", "document"):
+        for key in ("feature", "text", "document", "lens_features"):
             st.session_state.pop(key, None)
 
-    st.sidebar.selectbox("Bundle", names, index=names.index(current), key="_bundle_choice", on_change=changed,
+    st.session_state["_bundle_choice"] = current  # a link may have changed it
+    st.sidebar.selectbox("Bundle", names, key="_bundle_choice", on_change=changed,
                          help="A bundle is one model, one place in it, one SAE and one set of texts, with everything computed from them.")  # fmt: skip
 
 

@@ -1,9 +1,12 @@
 """A coloured text whose tokens can be clicked: a small component, because Streamlit's own HTML reports no clicks.
 
-Its script is fixed and sets texts through `textContent` only, so no token can become markup.
+Its script is fixed and sets texts through `textContent` only, so no token can become markup. One token at a time is in the tab
+order; the arrow keys move among them, Enter chooses.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import streamlit as st
@@ -12,62 +15,107 @@ from sae_explore import spans
 
 _CSS = """
 :host { display: block; }
-.run { line-height: 1.9; font-size: 0.98rem; overflow-wrap: anywhere; white-space: pre-wrap; font-family: var(--st-font); color: var(--st-text-color); }
+.run { line-height: 1.95; font-size: 1.02rem; overflow-wrap: anywhere; white-space: pre-wrap;
+       font-family: var(--st-font); color: var(--st-text-color); }
 .t { border-radius: 3px; padding: 2px 0; cursor: pointer; }
 .t:hover { outline: 1px solid var(--st-primary-color); }
+.t:focus { outline: none; }
 .t:focus-visible { outline: 2px solid var(--st-primary-color); }
-.ig { color: rgba(128,128,128,.75); font-style: italic; cursor: help; }
-.mark { color: rgba(128,128,128,.65); font-size: .8em; }
+.ig { color: rgba(128,128,128,.8); font-style: italic; cursor: help; }
+.mark { color: rgba(128,128,128,.8); font-size: .8em; }
+.code { color: rgba(128,128,128,.95); font-family: var(--st-code-font); font-size: .78em; padding: 0 1px; }
 .on { box-shadow: 0 0 0 2px var(--st-primary-color); }
-""" + "\n".join(f".a{i} {{ background: rgba(245,124,32,{0.06 + 0.072 * i:.3f}); }}" for i in range(1, spans.STEPS + 1))
+""" + spans.colours()
 
 _JS = """
+function draw(root, data) {
+  const rows = document.createDocumentFragment();
+  data.tokens.forEach((pieces, i) => {
+    const span = document.createElement("span");
+    span.dataset.i = i;
+    for (const [kind, string] of pieces) {
+      if (kind === "text") span.append(document.createTextNode(string));
+      else {
+        const inner = document.createElement("span");
+        inner.className = kind;
+        inner.textContent = string;
+        span.append(inner);
+      }
+    }
+    rows.append(span);
+  });
+  root.replaceChildren(rows);
+}
+
 export default function (component) {
   const { data, parentElement, setTriggerValue } = component;
   const root = parentElement.querySelector(".run");
-  root.replaceChildren();
-  data.tokens.forEach((text, i) => {
-    const span = document.createElement("span");
-    const ignored = data.ignored[i];
-    span.className = "t" + (ignored ? " ig" : data.steps[i] ? " a" + data.steps[i] : "") + (data.selected === i ? " on" : "");
+  if (root.dataset.text !== data.text) {
+    draw(root, data);
+    root.dataset.text = data.text;
+  }
+  const all = root.children;
+  for (let i = 0; i < all.length; i++) {
+    const span = all[i];
+    span.className = "t" + (data.ignored[i] ? " ig" : data.steps[i] ? " a" + data.steps[i] : "") + (data.selected === i ? " on" : "");
     span.title = data.tips[i];
-    if (data.marks[i]) {
-      const mark = document.createElement("span");
-      mark.className = "mark";
-      mark.textContent = data.marks[i];
-      span.append(mark);
+    span.tabIndex = i === (data.selected ?? 0) ? 0 : -1;
+    span.setAttribute("role", "button");
+    span.setAttribute("aria-pressed", data.selected === i);
+  }
+  const index = (event) => {
+    const span = event.target.closest("[data-i]");
+    return span ? Number(span.dataset.i) : null;
+  };
+  const choose = (i) => { if (i !== null) setTriggerValue("token", i); };
+  root.onclick = (event) => choose(index(event));
+  root.onkeydown = (event) => {
+    const i = index(event);
+    if (i === null) return;
+    const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
+    if (step && all[i + step]) {
+      event.preventDefault();
+      all[i].tabIndex = -1;
+      all[i + step].tabIndex = 0;
+      all[i + step].focus();
+    } else if (event.key === "Enter" || event.key === " ") {
+      event.preventDefault();
+      choose(i);
     }
-    span.append(document.createTextNode(text));
-    if (!ignored) {
-      span.tabIndex = 0;
-      span.setAttribute("role", "button");
-      const choose = () => setTriggerValue("token", i);
-      span.onclick = choose;
-      span.onkeydown = (event) => { if (event.key === "Enter" || event.key === " ") { event.preventDefault(); choose(); } };
-    }
-    root.append(span);
-  });
+  };
 }
 """
 
 _component = st.components.v2.component("sae_token_picker", html='<div class="run" role="group" aria-label="Tokens"></div>', css=_CSS, js=_JS)
 
 
-def token_picker(tokens, values: np.ndarray, ignored: np.ndarray, maximum: float, *, data, what: str, selected: int | None, key: str) -> int | None:
-    """Draw the tokens; returns the position just clicked, or None. `what` names in tooltips what the values are of."""
-    marks, tips = [], []
-    for i, text in enumerate(tokens):
-        marks.append(data[i].hex(" ").upper() if not text else "".join({"\n": "↵", "\r": "␍", "\t": "⇥"}.get(c, "") for c in text))
-        value = "ignored: special token or attention sink" if ignored[i] else f"{what} {values[i]:.2f}" if values[i] > 0 else f"{what}: silent"
-        tips.append(f"token {i}: {spans.plain(text) or marks[-1]}\n{value}")
+def token_picker(
+    tokens: Sequence[list[tuple[str, str]]],
+    levels: np.ndarray,
+    ignored: np.ndarray,
+    tips: Sequence[str],
+    *,
+    text_id: str,
+    selected: int | None,
+    on_choose: Callable[[int], None],
+    key: str,
+) -> None:
+    """Draw the tokens (as `spans.pieces`), coloured by `levels` from 0 to 1; `on_choose` gets the position of a clicked one.
+
+    `text_id` changes with the tokens. `tips` are the tooltips.
+    """
+
+    def clicked() -> None:
+        found = st.session_state[key].get("token")
+        if isinstance(found, (int, float)) and 0 <= int(found) < len(tokens):
+            on_choose(int(found))
+
     payload = {
-        "tokens": list(tokens),
-        "steps": [0 if ignored[i] else spans.step_of(float(values[i]), maximum) for i in range(len(tokens))],
-        "ignored": [bool(i) for i in ignored],
-        "marks": marks,
+        "text": text_id,
+        "tokens": tokens,
+        "steps": [0 if ignored[i] else spans.step_at(float(level)) for i, level in enumerate(levels)],
+        "ignored": ignored.tolist(),
         "tips": tips,
         "selected": selected,
     }
-    result = _component(key=key, data=payload, on_token_change=lambda: None)
-    found = result.token
-    return int(found) if isinstance(found, (int, float)) and 0 <= int(found) < len(tokens) else None
+    _component(key=key, data=payload, on_token_change=clicked)

@@ -1,0 +1,84 @@
+"""The table of all features, and what of it a visitor's filters leave: vectorised, no Streamlit.
+
+The frame is made once per bundle and shared; filtering gives masks and never changes it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from sae_explore.bundle import Bundle
+from sae_explore.spans import dotted
+
+COLUMNS = ("feature", "label", "kind", "confidence", "density", "max", "peak", "lens")
+"""What is shown; the frame also holds `count`, `strength_ratio` and `search`."""
+
+
+@dataclass(frozen=True)
+class Filter:
+    """What to show. `query` is a plain piece of text, or a feature's number."""
+
+    query: str = ""
+    hide_dead: bool = True
+    dense_above: float | None = 0.1  # hide features that fire on more than this share of tokens; None: show them
+    kinds: frozenset[str] = frozenset()  # none: all
+    confidence: float = 0.0
+    density: tuple[float, float] = (0.0, 1.0)  # of live features, both ends included
+
+
+def feature_frame(bundle: Bundle) -> pd.DataFrame:
+    """One row a feature, in order of numbers: so row i is feature i. Density in shares, white space of tokens made visible."""
+    table = bundle.features.select(
+        ["feature", "label", "label_kind", "confidence", "density", "max", "peak_token", "lens_tokens", "count", "strength_ratio"]
+    ).to_pandas()
+    table = table.rename(columns={"label_kind": "kind", "peak_token": "peak", "lens_tokens": "lens"})
+    table["search"] = (table["label"] + "\0" + table["peak"] + "\0" + table["lens"]).str.casefold()
+    table["peak"] = table["peak"].map(dotted)
+    return table
+
+
+def kept(frame: pd.DataFrame, wanted: Filter) -> np.ndarray:
+    """(rows,) bool: the features that the filter leaves."""
+    density, dead = frame["density"].to_numpy(), frame["count"].to_numpy() == 0
+    low, high = wanted.density
+    mask = dead | ((density >= np.float32(low)) & (density <= np.float32(high)))
+    if wanted.hide_dead:
+        mask &= ~dead
+    if wanted.dense_above is not None:
+        mask &= density <= np.float32(wanted.dense_above)
+    if wanted.kinds:
+        mask &= frame["kind"].isin(wanted.kinds).to_numpy()
+    mask &= frame["confidence"].to_numpy() >= np.float32(wanted.confidence)
+    if wanted.query:
+        found = frame["search"].str.contains(wanted.query.casefold(), regex=False).to_numpy(dtype=bool)
+        if (number := _number(wanted.query)) is not None:
+            found |= frame["feature"].to_numpy() == number
+        mask &= found
+    return mask
+
+
+def ordered(frame: pd.DataFrame, mask: np.ndarray, *, query: str = "") -> np.ndarray:
+    """Features of the mask, clearest label first (ties: lower number), dead ones last; one asked for by number before all."""
+    rows = np.flatnonzero(mask)
+    confidence = np.where(frame["count"].to_numpy()[rows] > 0, frame["confidence"].to_numpy()[rows], -1)
+    rows = rows[np.argsort(-confidence, kind="stable")]
+    number = _number(query)
+    return rows if number is None else np.concatenate([rows[rows == number], rows[rows != number]])
+
+
+def start_feature(frame: pd.DataFrame, dense_above: float) -> int:
+    """A feature worth opening first: the clearest label among live, not dense features, of those the most frequent."""
+    usable = (frame["count"].to_numpy() > 0) & (frame["density"].to_numpy() <= dense_above)
+    if not usable.any():
+        return 0
+    order = np.lexsort((frame["count"].to_numpy(), frame["confidence"].to_numpy(), usable))
+    return int(order[-1])
+
+
+def _number(query: str) -> int | None:
+    """A query that is a feature's number."""
+    text = query.strip()
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= 9 else None

@@ -1,0 +1,159 @@
+"""About: the ideas behind the pages with live examples, the SAE's figures, sources and licences, and what to do if something looks wrong."""
+
+from __future__ import annotations
+
+import pandas as pd
+import streamlit as st
+
+from sae_explore import about, figures, resources, spans
+from sae_explore.browse import start_feature
+from sae_explore.bundle import Bundle
+from sae_explore.spans import md
+from sae_explore.views import shell
+from sae_explore.wording import confidence_words, density_words, percent
+
+_EXAMPLES, _BEFORE, _AFTER = 3, 9, 6
+
+
+def render(bundle: Bundle) -> None:
+    """The page."""
+    shell.write_link(bundle)
+    st.title("About", anchor=False)
+    st.markdown(
+        "A sparse autoencoder (SAE) rewrites a language model's inner state as a short list of **features**. This explorer shows what they respond "
+        "to, what they write, and how far the list can be trusted."
+    )
+    st.header("Ideas", anchor=False)
+    left, right = st.columns(2, gap="large")
+    frame = resources.get_frame(bundle)
+    clear = start_feature(frame, bundle.manifest["features"]["dense_above"])
+    with left:
+        _sparsity(bundle, frame)
+        _monosemantic(bundle, clear)
+    with right:
+        _strength(bundle, clear)
+        _polysemantic(bundle, frame)
+    st.header("How good is this SAE?", anchor=False)
+    _figures(bundle)
+    st.header("If something looks wrong", anchor=False)
+    _troubles(bundle)
+    st.header("Where everything comes from", anchor=False)
+    _sources(bundle)
+    st.header("How labels are made", anchor=False)
+    st.markdown(about.LABELS)
+    st.header("Related techniques", anchor=False)
+    st.markdown(about.RELATED)
+
+
+# ---- ideas -------------------------------------------------------------------------------------------------------------
+
+
+def _sparsity(bundle: Bundle, frame: pd.DataFrame) -> None:
+    l0, d_in = bundle.manifest["features"]["l0"], bundle.manifest["sae"]["d_in"]
+    live = frame["density"].to_numpy()[frame["count"].to_numpy() > 0]
+    st.subheader("Sparsity", anchor=False)
+    st.markdown(
+        f"Of this SAE's {bundle.d_sae:,} features only **{l0:.1f}** are active on a token, on average: {percent(l0 / bundle.d_sae)}. This number is "
+        f"called L0. Together they rebuild a vector of {d_in:,} numbers that says little by itself."
+    )
+    st.plotly_chart(figures.density_histogram(live), config=figures.CONFIG, key="about_density", alt="Histogram: how many features fire how often")
+    if len(live):
+        middle = float(pd.Series(live).median())
+        st.caption(f"How often the {len(live):,} live features fire; half of them fire on fewer than {density_words(middle)}.")
+
+
+def _strength(bundle: Bundle, feature: int) -> None:
+    st.subheader("Activation strength", anchor=False)
+    st.markdown(
+        "An activation says how much of a feature a token holds: 0 is **absent**. Units differ between SAEs, so pages speak in shares of the feature's "
+        "own maximum: **trace** below 5 %, **weak** below 25 %, **moderate** below 50 %, **strong** from there. For SAEs in the units of their "
+        "training convention the field also uses fixed bands: below 1 trace, 1 to 5 weak, 5 to 10 moderate, above 10 strong."
+    )
+    if not bundle.row(feature)["count"]:
+        st.caption("No feature of this bundle fires.")
+        return
+    edges, counts = bundle.histogram(feature)
+    shares = " · ".join(f"{name} {percent(share)}" for name, share in figures.band_shares(counts).items())
+    st.plotly_chart(figures.activation_histogram(edges, counts), config=figures.CONFIG, key="about_strength", alt=f"Histogram of activations: {shares}")
+    st.caption(f"The firings of feature {feature}, with dotted lines between the bands: {shares}.")
+
+
+def _monosemantic(bundle: Bundle, feature: int) -> None:
+    st.subheader("Monosemantic features", anchor=False)
+    st.markdown("A feature that stands for one thing: its examples have something in common, the strong ones and the weak ones alike. The clearest one here:")
+    _live_example(bundle, feature)
+
+
+def _polysemantic(bundle: Bundle, frame: pd.DataFrame) -> None:
+    st.subheader("Polysemantic features", anchor=False)
+    st.markdown(
+        "A feature that fires on several things that seem unrelated: several meanings share one direction, or the meaning is one that counting tokens "
+        "does not find. Its label begins with “mixed”. One from here:"
+    )
+    feature = about.mixed_feature(frame, bundle.manifest["features"]["dense_above"])
+    if feature is None:
+        st.caption("No feature of this bundle has a mixed label.")
+    else:
+        _live_example(bundle, feature)
+
+
+def _live_example(bundle: Bundle, feature: int) -> None:
+    row = bundle.row(feature)
+    if not row["count"]:
+        st.caption("No feature of this bundle fires.")
+        return
+    st.caption(f"{md(row['label'])} · {confidence_words(row['confidence'])} ({row['confidence']:.2f})")
+    st.html(spans.examples_html(bundle.top_examples(feature, _EXAMPLES, before=_BEFORE, after=_AFTER), row["max"], feature=feature))
+    shell.feature_link(bundle, feature, icon=":material/arrow_forward:")
+
+
+# ---- figures -----------------------------------------------------------------------------------------------------------
+
+
+def _figures(bundle: Bundle) -> None:
+    table = pd.DataFrame(about.figure_rows(bundle.manifest), columns=["Figure", "Value", "What it is", "Measured on"])
+    st.table(table.map(md).set_index("Figure"), border="horizontal")
+    by_category = bundle.manifest["metrics"]["by_category"]
+    if len(by_category) > 1:
+        st.subheader("By category", anchor=False)
+        rows = about.category_rows(by_category)
+        columns = {
+            "Tokens": st.column_config.NumberColumn(format="localized", help="On which explained variance is measured."),
+            "Explained variance": st.column_config.NumberColumn(format="%.3f"),
+            "Clean loss": st.column_config.NumberColumn(format="%.3f", help="Cross entropy of the next token in nats."),
+            "Increase": st.column_config.NumberColumn(format="%+.3f", help="Cross entropy with the SAE spliced in, minus the clean one, in nats."),
+            "Recovered": st.column_config.NumberColumn(format="percent", help="Against zero ablation."),
+        }
+        st.dataframe(rows, hide_index=True, column_config=columns, height="content", alt="Figures by category of text")
+
+
+def _troubles(bundle: Bundle) -> None:
+    """What the build noticed about this SAE, then what to try in general."""
+    warnings = bundle.manifest.get("warnings", [])
+    for sentence in warnings:
+        st.warning(md(sentence[:1].upper() + sentence[1:]) + ".", icon=":material/troubleshoot:")
+    if not warnings:
+        st.success(about.all_well(bundle.manifest), icon=":material/check_circle:")
+    st.markdown(about.TROUBLES)
+
+
+# ---- sources -----------------------------------------------------------------------------------------------------------
+
+
+def _sources(bundle: Bundle) -> None:
+    m = bundle.manifest
+    facts = pd.DataFrame(about.origin_rows(m), columns=["", "What", "Licence"])
+    st.table(facts.map(md).set_index(""), border="horizontal")
+    corpus = m["corpus"]
+    same = corpus["train_sources"] == corpus["sources"]
+    st.markdown("**Texts explored**" + (" (the SAE was trained on the same sources)" if same and m["train"] else ""))
+    st.table(_source_table(corpus["sources"]), border="horizontal", hide_index=True)
+    if m["train"] and not same:
+        st.markdown("**Texts the SAE was trained on**")
+        st.table(_source_table(corpus["train_sources"]), border="horizontal", hide_index=True)
+    for note in corpus["notes"]:
+        st.caption(md(note))
+
+
+def _source_table(sources: list[dict]) -> pd.DataFrame:
+    return pd.DataFrame(about.source_rows(sources), columns=["Source", "Texts", "Licence as stated", "Version"]).map(md)

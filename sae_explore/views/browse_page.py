@@ -1,0 +1,125 @@
+"""Browse: what is in this SAE? One searchable, sortable table of all features, and a small preview of the selected one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import streamlit as st
+
+from sae_explore import figures, resources
+from sae_explore.browse import COLUMNS, Filter, kept, ordered
+from sae_explore.bundle import Bundle
+from sae_explore.spans import md
+from sae_explore.views import shell
+from sae_explore.views.feature_panel import feature_panel
+from sae_explore.wording import KIND_WORDS, count_of, percent
+
+_ONE_IN = (0, 1_000_000, 300_000, 100_000, 30_000, 10_000, 3_000, 1_000, 300, 100, 30, 10, 3, 1)  # stops of the density slider; 0: never
+_HEIGHT = 560
+
+_CONFIG = {
+    "feature": st.column_config.NumberColumn("Feature", format="%d", width=70, pinned=True),
+    "label": st.column_config.TextColumn("Label", width=230, help="Automatic: what the strongest examples have in common."),
+    "kind": st.column_config.TextColumn("The label names", width=130, help="Which property the label is about."),
+    "confidence": st.column_config.ProgressColumn(
+        "Confidence", format="%.2f", min_value=0, max_value=1, width=110, help="Share of examples, strong and weak ones, for which the label holds."
+    ),
+    "density": st.column_config.NumberColumn("Fires on", format="%.3f %%", width=90, help="Density: share of tokens on which the feature fires."),
+    "max": st.column_config.NumberColumn("Max", format="%.2f", width=75, help="Strongest activation on these texts, in the SAE's own units."),
+    "peak": st.column_config.TextColumn("Peak token", width=110, help="The commonest peak token of the strongest examples; · is a leading space."),
+    "lens": st.column_config.TextColumn("Writes", width=280, help="The tokens that the logit lens says the feature promotes most."),
+}
+
+
+def render(bundle: Bundle) -> None:
+    """The page."""
+    shell.write_link(bundle)
+    st.title("Browse", anchor=False)
+    frame, summary = resources.get_frame(bundle), bundle.manifest["features"]
+    wanted = _filters(summary)
+    mask = kept(frame, wanted)
+    rows = ordered(frame, mask, query=wanted.query)
+    left, right = st.columns([8, 5], gap="medium")
+    with left:
+        st.markdown(f"**{len(rows):,} of {count_of(len(frame), 'feature')}**" + _hidden(wanted, summary))
+        chosen = _table(frame, rows, wanted) if len(rows) else _nothing(wanted)
+    with right:
+        _density(frame, wanted)
+        if chosen is None:
+            st.caption("Select a row of the table to look at its feature here.")
+        else:
+            with st.container(border=True):
+                feature_panel(bundle, chosen)
+
+
+# ---- filters -----------------------------------------------------------------------------------------------------------
+
+
+def _filters(summary: dict) -> Filter:
+    """The row of controls; their values stay when one comes back to the page."""
+    stay = {"persist_state": "session"}
+    first, second, third = st.columns([5, 4, 4], gap="medium")
+    with first:
+        query = st.text_input("Search", key="browse_query", placeholder="a word of a label, a token, or a feature's number", live=True, type="search",
+                              help="Finds this piece of text, in upper or lower case, in labels, peak tokens and promoted tokens.", **stay)  # fmt: skip
+        with st.container(horizontal=True):
+            hide_dead = st.toggle(f"Hide {summary['dead']:,} dead", True, key="browse_dead", help="Features that fire on none of this bundle's tokens.", **stay)
+            hide_dense = st.toggle(f"Hide {summary['dense']:,} dense", True, key="browse_dense",
+                                   help=f"Features that fire on more than {percent(summary['dense_above'])} of all tokens; they say little about any one of them.",
+                                   **stay)  # fmt: skip
+    with second:
+        kinds = st.multiselect("The label names", list(KIND_WORDS), format_func=KIND_WORDS.get, key="browse_kinds", placeholder="anything",
+                               help="Which property the label is about.", **stay)  # fmt: skip
+    with third:
+        confidence = st.slider("Confidence at least", 0.0, 1.0, 0.0, 0.05, key="browse_confidence", help="Share of examples for which the label holds.", **stay)
+        low, high = st.select_slider("Fires on", _ONE_IN, (_ONE_IN[0], _ONE_IN[-1]), format_func=_stop_words, key="browse_density", **stay)
+    return Filter(
+        query=query or "", hide_dead=hide_dead, dense_above=summary["dense_above"] if hide_dense else None, kinds=frozenset(kinds),
+        confidence=confidence, density=(1 / low if low else 0.0, 1 / high if high else 0.0),
+    )  # fmt: skip
+
+
+def _stop_words(one_in: int) -> str:
+    return "never" if not one_in else "every token" if one_in == 1 else f"1 in {one_in:,}"
+
+
+def _hidden(wanted: Filter, summary: dict) -> str:
+    parts = []
+    if wanted.hide_dead and summary["dead"]:
+        parts.append(f"{summary['dead']:,} dead")
+    if wanted.dense_above is not None and summary["dense"]:
+        parts.append(f"{summary['dense']:,} dense")
+    return f"; {' and '.join(parts)} ones are hidden" if parts else ""
+
+
+# ---- table and chart ---------------------------------------------------------------------------------------------------
+
+
+def _table(frame: pd.DataFrame, rows: np.ndarray, wanted: Filter) -> int | None:
+    """The table; returns the selected feature. Its key changes with the filters, so that a selection never means another row."""
+    shown = frame.loc[rows, list(COLUMNS)]
+    shown["density"] = shown["density"] * 100
+    shown["kind"] = shown["kind"].map(KIND_WORDS)
+    event = st.dataframe(
+        shown, hide_index=True, column_config=_CONFIG, key=f"browse_table_{abs(hash(wanted))}", on_select="rerun", selection_mode="single-row",
+        height=_HEIGHT, alt="Features with label, confidence, density, maximum, peak token and promoted tokens",
+    )  # fmt: skip
+    picked = event["selection"]["rows"]
+    return int(rows[picked[0]]) if picked and picked[0] < len(rows) else None
+
+
+def _nothing(wanted: Filter) -> None:
+    """An empty result says what was asked."""
+    asked = f"No feature matches “{md(wanted.query)}”" if wanted.query else "No feature is left"
+    st.info(f"{asked} under these filters. Try a shorter piece of text, or widen the filters.", icon=":material/search_off:")
+
+
+def _density(frame: pd.DataFrame, wanted: Filter) -> None:
+    density = frame["density"].to_numpy()
+    low, high = wanted.density
+    narrowed = (low, high) != (0.0, 1.0)
+    st.plotly_chart(
+        figures.density_histogram(density, low=low if narrowed else None, high=high if narrowed else None, dense_above=wanted.dense_above),
+        config=figures.CONFIG, key="browse_histogram", alt="Histogram: how many features fire how often",
+    )  # fmt: skip
+    st.caption("How often features fire." + (" Grey: the chosen range." if narrowed else "") + (" Dotted: dense from here." if wanted.dense_above else ""))

@@ -1,0 +1,126 @@
+"""Feature: what does this feature mean? Its label and facts; the sections are in `feature_sections` and `feature_test`."""
+
+from __future__ import annotations
+
+import numpy as np
+import streamlit as st
+
+from sae_explore import resources
+from sae_explore.browse import start_feature
+from sae_explore.bundle import Bundle
+from sae_explore.spans import md
+from sae_explore.views import feature_sections, feature_test, shell
+from sae_explore.wording import KIND_WORDS, confidence_words, count_of, density_words, percent
+
+_NUMBER = "_feature_number"  # key of the number box
+
+
+def render(bundle: Bundle) -> None:
+    """The page. A feature that the bundle lacks is named in one sentence, and one that it has is shown."""
+    feature = _chosen(bundle)
+    st.session_state["feature"] = feature
+    shell.write_link(bundle, feature=feature)
+    card = resources.get_card(bundle, feature, top=feature_sections.TOP)
+    _navigation(bundle, feature)
+    _header(bundle, card.row)
+    if card.row["count"]:
+        left, right = st.columns([7, 5], gap="large")
+        with left:
+            feature_sections.examples(bundle, feature)
+            feature_test.test_box(bundle, feature)
+        with right:
+            feature_sections.lens(bundle, feature)
+            feature_sections.strength(card)
+            feature_sections.categories(bundle, card)
+    else:
+        _dead(bundle, feature)
+    feature_sections.related(bundle, card)
+
+
+def _chosen(bundle: Bundle) -> int:
+    """The feature that the session asks for, or one worth opening first."""
+    asked = st.session_state.get("feature")
+    if asked is not None and 0 <= asked < bundle.d_sae:
+        return int(asked)
+    found = start_feature(resources.get_frame(bundle), bundle.manifest["features"]["dense_above"])
+    if asked is not None:
+        st.warning(
+            f"There is no feature {asked}: this bundle has features 0 to {bundle.d_sae - 1:,}. Showing feature {found} instead.",
+            icon=":material/link_off:",
+        )
+    return found
+
+
+# ---- from feature to feature -------------------------------------------------------------------------------------------
+
+
+def _go(feature: int) -> None:
+    st.session_state["feature"] = int(feature)
+
+
+def _go_to_number() -> None:
+    if st.session_state[_NUMBER] is not None:
+        _go(st.session_state[_NUMBER])
+
+
+def _go_random(bundle: Bundle, current: int) -> None:
+    """To another live feature."""
+    live = np.flatnonzero(resources.get_frame(bundle)["count"].to_numpy() > 0)
+    live = live[live != current]
+    if len(live):
+        _go(np.random.default_rng().choice(live))
+
+
+def _navigation(bundle: Bundle, feature: int) -> None:
+    st.session_state[_NUMBER] = feature
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
+        st.number_input("Feature number", 0, bundle.d_sae - 1, step=1, key=_NUMBER, on_change=_go_to_number, width=170)
+        st.button("Previous", icon=":material/chevron_left:", disabled=feature == 0, on_click=_go, args=(feature - 1,))
+        st.button("Next", icon=":material/chevron_right:", disabled=feature == bundle.d_sae - 1, on_click=_go, args=(feature + 1,))
+        st.button("Random", icon=":material/casino:", on_click=_go_random, args=(bundle, feature), help="Another feature that fires on this corpus.")
+
+
+# ---- what it is --------------------------------------------------------------------------------------------------------
+
+
+def _header(bundle: Bundle, row: dict) -> None:
+    st.title(md(row["label"]), anchor=False)
+    if row["label_kind"] == "dead":
+        return
+    words = confidence_words(row["confidence"])
+    st.caption(
+        f"Feature {row['feature']}. Automatic label, {words} ({row['confidence']:.2f}); it names {KIND_WORDS[row['label_kind']]}.",
+        help="Labels come from the strongest examples and the logit lens; no other model is asked. The number is the share of examples, strong and "
+        "weak ones, for which the label holds: clear from 0.8, fairly clear from 0.5, rough from 0.25, else unclear.",
+    )
+    counted = bundle.manifest["features"]["counted_tokens"]
+    facts = (
+        ("Fires on", f"{density_words(row['density'])} ({percent(row['density'])})", "Density: the share of tokens on which the activation is above 0."),
+        ("Firing tokens", f"{row['count']:,} of {counted:,}", "Tokens of this bundle's texts; special tokens and attention sinks are not counted."),
+        ("Maximum", f"{row['max']:.2f}", f"Its strongest activation on these texts, in {bundle.units}. Colours and percentages refer to it."),
+        ("Mean when firing", f"{row['mean']:.2f}", f"Mean over the {count_of(row['count'], 'token')} on which it fires, in {bundle.units}."),
+    )
+    with st.container(horizontal=True, gap="large"):
+        for label, value, explained in facts:
+            st.metric(label, value, help=explained, width="content")
+    if row["density"] > bundle.manifest["features"]["dense_above"]:
+        st.info(
+            f"This feature is dense: it fires on more than {percent(bundle.manifest['features']['dense_above'])} of all tokens, so it says little "
+            "about any one of them. Lists hide such features unless asked.",
+            icon=":material/density_small:",
+        )
+
+
+def _dead(bundle: Bundle, feature: int) -> None:
+    """No examples and no histogram: there are none. Its decoder direction exists all the same."""
+    counted = bundle.manifest["features"]["counted_tokens"]
+    st.info(
+        f"Feature {feature} is dead here: its activation is 0 on all {counted:,} tokens of this bundle's texts. There are no examples to show; "
+        "below is what its decoder direction would write, and what lies near it.",
+        icon=":material/motion_photos_off:",
+    )
+    left, right = st.columns([7, 5], gap="large")
+    with left:
+        feature_test.test_box(bundle, feature)
+    with right:
+        feature_sections.lens(bundle, feature)

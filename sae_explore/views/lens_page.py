@@ -1,0 +1,136 @@
+"""Lens: what vocabulary do features write? Promoted tokens side by side, similarity of directions, strength beside chance."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import streamlit as st
+
+from sae_explore import figures, resources, spans
+from sae_explore.bundle import Bundle
+from sae_explore.diverse import cosine_matrix
+from sae_explore.spans import md
+from sae_explore.views import shell
+from sae_explore.views.feature_sections import convention_choice, lens_baseline
+
+MOST = 8  # features side by side
+_DIVERSE = 4
+_TOKENS = 10
+_NUMBERS = "_lens_numbers"  # key of the text box
+_CHOSEN = "lens_features"
+
+
+def render(bundle: Bundle) -> None:
+    """The page."""
+    features = _features(bundle)
+    shell.write_link(bundle, features=features)
+    st.title("Lens", anchor=False)
+    st.markdown(
+        "A feature adds its decoder direction to the residual stream; the logit lens reads that direction as if it went straight into the model's "
+        "unembedding, so its largest entries are the tokens that the feature makes more likely. Late layers write almost directly, earlier ones "
+        "are changed on the way: there the list is a hint, and the dashed line shows what chance gives."
+    )
+    _choice(bundle)
+    if not features:
+        st.info("No feature is chosen: type the numbers of some, or take diverse ones.", icon=":material/search_insights:")
+        return
+    convention = convention_choice(bundle)
+    _bars(bundle, features, convention)
+    left, right = st.columns(2, gap="large")
+    with left:
+        _similarity(bundle, features)
+    with right:
+        _strength(bundle, features)
+
+
+# ---- which features ----------------------------------------------------------------------------------------------------
+
+
+def parse_numbers(text: str, d_sae: int) -> tuple[list[int], list[str]]:
+    """(features, problems): numbers in a text, each once and at most MOST; what is no feature is named in a sentence."""
+    features, problems = [], []
+    for word in re.split(r"[\s,;]+", text.strip()):
+        if not word:
+            continue
+        if not (word.isascii() and word.isdigit() and len(word) <= 9):
+            problems.append(f"“{word[:40]}” is no feature number.")
+        elif int(word) >= d_sae:
+            problems.append(f"There is no feature {int(word)}: this bundle has features 0 to {d_sae - 1:,}.")
+        elif int(word) not in features:
+            features.append(int(word))
+    if len(features) > MOST:
+        problems.append(f"At most {MOST} features fit side by side; showing the first {MOST}.")
+    return features[:MOST], problems
+
+
+def _features(bundle: Bundle) -> list[int]:
+    """The chosen ones, or diverse ones to start with."""
+    chosen = st.session_state.get(_CHOSEN)
+    if chosen is None:
+        chosen = resources.get_diverse(bundle, _DIVERSE)
+    features, problems = parse_numbers(" ".join(map(str, chosen)), bundle.d_sae)
+    st.session_state[_CHOSEN] = features
+    for problem in [*st.session_state.pop("_lens_problems", ()), *problems]:
+        st.warning(md(problem), icon=":material/error:")
+    return features
+
+
+def _typed(bundle: Bundle) -> None:
+    st.session_state[_CHOSEN], st.session_state["_lens_problems"] = parse_numbers(st.session_state[_NUMBERS] or "", bundle.d_sae)
+
+
+def _take_diverse(bundle: Bundle) -> None:
+    st.session_state[_CHOSEN] = resources.get_diverse(bundle, _DIVERSE)
+
+
+def _choice(bundle: Bundle) -> None:
+    st.session_state[_NUMBERS] = ", ".join(map(str, st.session_state[_CHOSEN]))
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        st.text_input("Features", key=_NUMBERS, on_change=_typed, args=(bundle,), placeholder="numbers, as in 12, 340, 7", width=340,
+                      help=f"Numbers of up to {MOST} features, with commas or spaces between them.")  # fmt: skip
+        st.button("Diverse features", icon=":material/shuffle:", on_click=_take_diverse, args=(bundle,),
+                  help=f"{_DIVERSE} features with clear labels whose directions differ (|cosine| below 0.7): the clearest first.")  # fmt: skip
+
+
+# ---- what they write ---------------------------------------------------------------------------------------------------
+
+
+def _bars(bundle: Bundle, features: list[int], convention: str) -> None:
+    """A chart a feature, all on one scale."""
+    lists = [bundle.lens_tokens(f, convention)[0][:_TOKENS] for f in features]
+    rows = [bundle.row(f) for f in features]
+    baselines = [lens_baseline(bundle, convention, row) for row in rows]
+    end = max([*(t.logit for tokens in lists for t in tokens), *baselines])
+    per_row = {1: 1, 2: 2, 4: 2}.get(len(features), 3)
+    for start in range(0, len(features), per_row):
+        columns = st.columns(per_row, gap="medium")
+        for column, feature, row, tokens, baseline in zip(columns, *(x[start:] for x in (features, rows, lists, baselines)), strict=False):
+            with column:
+                shell.feature_link(bundle, feature, f"Feature {feature}: {md(row['label'])}")
+                st.plotly_chart(figures.lens_bars(tokens, baseline=baseline, end=end), config=figures.CONFIG, key=f"bars_{feature}",
+                                alt=f"Feature {feature} promotes: {', '.join(spans.plain(t.token) for t in tokens)}")  # fmt: skip
+
+
+def _similarity(bundle: Bundle, features: list[int]) -> None:
+    st.subheader("Do they point the same way?", anchor=False, help="Cosine of decoder directions: 1 the same, 0 unrelated, -1 opposite.")
+    if len(features) < 2:
+        st.caption("Choose two features or more to compare their directions.")
+        return
+    matrix = cosine_matrix(bundle.W_dec[features])
+    st.plotly_chart(figures.similarity_heatmap(matrix, [str(f) for f in features]), config=figures.CONFIG, key="similarity",
+                    alt="Decoder cosines between the chosen features")  # fmt: skip
+    largest = np.abs(matrix - np.eye(len(features))).max()
+    st.caption(f"Largest |cosine| between two of them: {largest:.2f}. Two random directions in {bundle.manifest['sae']['d_in']} dimensions "
+               f"have about {1 / bundle.manifest['sae']['d_in'] ** 0.5:.2f}.")  # fmt: skip
+
+
+def _strength(bundle: Bundle, features: list[int]) -> None:
+    random = bundle.manifest["lens"]["random"]
+    st.subheader("How far do they reach?", anchor=False,
+                 help="Direction strength: the standard deviation of the folded lens logits over the vocabulary.")  # fmt: skip
+    strengths = bundle.features["strength"].to_numpy()[features]
+    st.plotly_chart(figures.strength_bars([str(f) for f in features], strengths, baseline=random["strength"]), config=figures.CONFIG,
+                    key="strengths", alt="Direction strength: " + ", ".join(f"feature {f} {s:.3f}" for f, s in zip(features, strengths, strict=True)))  # fmt: skip
+    st.caption(f"Direction strength: how much the feature's logits spread over the vocabulary. Dashed line: mean of {random['directions']} random "
+               f"unit directions, {random['strength']:.3f}. A feature at the line writes no more vocabulary than chance.")  # fmt: skip

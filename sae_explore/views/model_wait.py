@@ -1,0 +1,44 @@
+"""Waiting for a bundle's model: what is being done, how far it is, and a way to try again."""
+
+from __future__ import annotations
+
+import time
+
+import streamlit as st
+
+from sae_explore import resources, spans
+from sae_explore.bundle import Bundle
+from sae_explore.model_sources import display_name, download_size, is_local
+
+_TICK = 0.25  # seconds between two looks at the job
+
+
+def model_ready(bundle: Bundle) -> bool:
+    """Whether own texts can be read now. If not, load the model here and show the progress; False after a failure, which is shown."""
+    job = resources.tracer_job(bundle)
+    if job.tracer is not None:
+        return True
+    spec = bundle.manifest["model"]["spec"]
+    if job.error is None or job.running:
+        job.start()
+        here = is_local(spec, models=resources.cache_folder() / "models")
+        size = download_size(spec)
+        title = f"Loading {display_name(spec)}" if here else f"Fetching {display_name(spec)}" + (f", {size}" if size else "") + ", the first time only"
+        place = st.empty()
+        with place.container(), st.status(spans.md(title), expanded=True):
+            _follow(job, here)
+        place.empty()
+    if job.tracer is not None:
+        return True
+    st.error(f"The model could not be loaded: {spans.md(job.error or 'the work was interrupted')}", icon=":material/cloud_off:")
+    st.caption("Stored texts and all features can be explored without it.")
+    st.button("Try again", icon=":material/refresh:", on_click=job.start)
+    return False
+
+
+def _follow(job, here: bool) -> None:
+    if not here:
+        st.write("Own texts need the language model itself; it is kept for the next time.")
+    started, bar = time.monotonic(), st.progress(0.0)
+    while not job.wait(_TICK):
+        bar.progress(min(1.0, job.share or 0.0), text=f"{spans.md(job.text)} ({time.monotonic() - started:.0f} s)")
