@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 
 from sae_explore import bundle_files, command_line
-from sae_explore.bundle import Bundle, open_bundle
+from sae_explore.build import work_folder
+from sae_explore.bundle import open_bundle
 from sae_explore.errors import ExploreError, InputError
 from sae_explore.json_output import feature_json, metrics_json, trace_json
 from sae_explore.strength import band_of
-from sae_explore.terminal import example_line, shown_token
+from sae_explore.terminal import example_line, say, shown_token
 
 
 def main(argv: list[str]) -> None:
@@ -19,7 +20,7 @@ def main(argv: list[str]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m sae_explore", description="What do the features of a sparse autoencoder mean?")
+    parser = command_line.Parser(prog="python -m sae_explore", description="What do the features of a sparse autoencoder mean?")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, run, text: str) -> argparse.ArgumentParser:
@@ -38,7 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     text = command("text", _text, "which features fire on a text")
     text.add_argument("bundle")
     text.add_argument("text", help="the text; - reads standard input")
-    text.add_argument("--top", type=int, default=20, metavar="N", help="features to print")
+    text.add_argument("--top", type=command_line.positive, default=20, metavar="N", help="features to print")
     feature = command("feature", _feature, "a feature's examples, lens tokens and neighbours")
     feature.add_argument("bundle")
     feature.add_argument("index", type=int)
@@ -54,16 +55,18 @@ def _parser() -> argparse.ArgumentParser:
 def _build(args: argparse.Namespace) -> None:
     name = bundle_files.check_name(args.name)
     cache = bundle_files.default_cache()
-    exists = (cache / name / bundle_files.MANIFEST).is_file()
-    if exists and not (args.force or args.resume):
-        raise InputError(f"there is a bundle {name!r} already; --force builds it again, another name keeps it")
+    if name in bundle_files.bundle_names(cache) and not args.force:
+        if not args.resume:
+            raise InputError(f"there is a bundle {name!r} already; --force builds it again, another name keeps it")
+        if not work_folder(cache, name).is_dir():
+            raise InputError(f"there is a bundle {name!r} and no unfinished build of it; --force builds it again")
     bundle = command_line.build_with_progress(name, args, force=args.force)
     if args.json:
         command_line.print_json({"bundle": name, "folder": str(bundle.folder), **metrics_json(bundle)})
     else:
-        print(f"bundle {name}: {bundle.d_sae:,} features over {bundle.n_documents:,} texts")
+        say(f"bundle {name}: {bundle.d_sae:,} features over {bundle.n_documents:,} texts")
         _print_metrics(metrics_json(bundle))
-        print("explore it: streamlit run streamlit_app.py")
+        say("explore it: streamlit run streamlit_app.py")
 
 
 def _bundles(args: argparse.Namespace) -> None:
@@ -71,20 +74,22 @@ def _bundles(args: argparse.Namespace) -> None:
     for name in bundle_files.bundle_names(cache):
         try:
             m = bundle_files.read_manifest(cache / name)
-            rows.append({"bundle": name, "model": m["model"]["display"], "hook": m["hook"], "latents": m["sae"]["d_sae"], "texts": m["corpus"]["documents"],
-                         "tokens": m["corpus"]["tokens"], "explained_variance": m["metrics"]["explained_variance"]})  # fmt: skip
+            rows.append({
+                "bundle": name, "model": m["model"]["display"], "hook": m["hook"], "latents": m["sae"]["d_sae"],
+                "texts": m["corpus"]["documents"], "tokens": m["corpus"]["tokens"], "explained_variance": m["metrics"]["explained_variance"],
+            })  # fmt: skip
         except ExploreError as error:  # the others are still listed
             rows.append({"bundle": name, "error": str(error)})
     if args.json:
         command_line.print_json(rows)
         return
     if not rows:
-        print(f"no bundle in {cache}; build one: python -m sae_explore build gpt2")
+        say(f"no bundle in {cache}; build one: python -m sae_explore build gpt2")
     for row in rows:
         if "error" in row:
-            print(f"{row['bundle']:12} {row['error']}")
+            say(f"{row['bundle']:12} {row['error']}")
         else:
-            print(f"{row['bundle']:12} {row['model']}, {row['hook']}, {row['latents']:,} latents, {row['texts']:,} texts, {row['tokens']:,} tokens, "
+            say(f"{row['bundle']:12} {row['model']}, {row['hook']}, {row['latents']:,} latents, {row['texts']:,} texts, {row['tokens']:,} tokens, "
                   f"explained variance {row['explained_variance']:.3f}")  # fmt: skip
 
 
@@ -98,12 +103,12 @@ def _text(args: argparse.Namespace) -> None:
         command_line.print_json(trace_json(trace, bundle))
         return
     ignored = int(trace.ignored.sum())
-    print(f"{len(trace.tokens)} tokens, {ignored} ignored (attention sinks and special tokens); {bundle.name}, {trace.hook}, values in {trace.units}")
+    say(f"{len(trace.tokens)} tokens, {ignored} ignored (attention sinks and special tokens); {bundle.name}, {trace.hook}, values in {trace.units}")
     for hit in trace.hits()[: args.top]:
-        share = hit.max / max(float(bundle.maxima[hit.feature]), 1e-9)
+        maximum = float(bundle.maxima[hit.feature])
+        share = f"{hit.max / maximum:4.0%} of its own maximum, {band_of(hit.max / maximum)}" if maximum else "silent on the corpus"
         where = shown_token(trace.tokens.texts[hit.position])
-        print(f"{hit.feature:6}  max {hit.max:7.2f} ({share:4.0%} of its own maximum, {band_of(share)}) on {where} at {hit.position}, "
-              f"{hit.count} tokens  {bundle.label(hit.feature)}")  # fmt: skip
+        say(f"{hit.feature:6}  max {hit.max:7.2f} ({share}) on {where} at {hit.position}, {hit.count} tokens  {bundle.label(hit.feature)}")
 
 
 def _feature(args: argparse.Namespace) -> None:
@@ -113,16 +118,16 @@ def _feature(args: argparse.Namespace) -> None:
         command_line.print_json(feature_json(card))
         return
     row = card.row
-    print(f"feature {args.index} of {bundle.name} ({bundle.manifest['model']['display']}, {bundle.hook}): {row['label']} (confidence {row['confidence']:.2f})")
+    say(f"feature {args.index} of {bundle.name} ({bundle.manifest['model']['display']}, {bundle.hook}): {row['label']} (confidence {row['confidence']:.2f})")
     if not row["count"]:
-        print("it never fires on this corpus")
+        say("it never fires on this corpus")
     else:
-        print(f"fires on {row['count']:,} tokens ({row['density']:.3%}), maximum {row['max']:.2f}, mean {row['mean']:.2f}")
+        say(f"fires on {row['count']:,} tokens ({row['density']:.3%}), maximum {row['max']:.2f}, mean {row['mean']:.2f}")
     for example in card.top:
-        print(example_line(example, maximum=row["max"]))
-    print(f"promotes ({card.lens_convention} lens):", "  ".join(f"{shown_token(t.token)} {t.logit:+.2f}" for t in card.positive[:10]))
-    print("suppresses:", "  ".join(f"{shown_token(t.token)} {t.logit:+.2f}" for t in card.negative[:10]))
-    print("nearest by decoder cosine:", "  ".join(f"{f} ({c:.2f})" for f, c in card.neighbours[:5]))
+        say(example_line(example, maximum=row["max"]))
+    say(f"promotes ({card.lens_convention} lens):", "  ".join(f"{shown_token(t.token)} {t.logit:+.2f}" for t in card.positive[:10]))
+    say("suppresses:", "  ".join(f"{shown_token(t.token)} {t.logit:+.2f}" for t in card.negative[:10]))
+    say("nearest by decoder cosine:", "  ".join(f"{f} ({c:.2f})" for f, c in card.neighbours[:5]))
 
 
 def _metrics(args: argparse.Namespace) -> None:
@@ -141,21 +146,22 @@ def _metrics(args: argparse.Namespace) -> None:
 
 def _print_metrics(m: dict) -> None:
     trained = f"{m['tokens_train']:,} tokens" if m["tokens_train"] else "not here"
-    print(f"trained on           {trained}")
-    print(f"evaluated on         {m['tokens_eval']:,} tokens: {m['evaluated_on']}")
+    say(f"trained on           {trained}")
+    say(f"evaluated on         {m['tokens_eval']:,} tokens: {m['evaluated_on']}")
     in_sample = f" (in-sample, on training tokens: {m['explained_variance_train']:.3f})" if m["explained_variance_train"] is not None else ""
-    print(f"explained variance   {m['explained_variance']:.3f}{in_sample}")
-    print(f"L0                   {m['l0']:.1f} of {m['latents']:,} latents; {m['dead']} never fire on the store's texts")
-    print(f"cross entropy (nats) clean {m['ce_clean']:.3f}, with SAE {m['ce_sae']:.3f} (+{m['ce_increase']:.3f}), mean-ablated {m['ce_mean']:.3f}, "
+    say(f"explained variance   {m['explained_variance']:.3f}{in_sample}")
+    say(f"L0                   {m['l0']:.1f} of {m['latents']:,} latents; {m['dead']} never fire on the store's texts")
+    say(f"cross entropy (nats) clean {m['ce_clean']:.3f}, with SAE {m['ce_sae']:.3f} ({m['ce_increase']:+.3f}), mean-ablated {m['ce_mean']:.3f}, "
           f"zero-ablated {m['ce_zero']:.3f}")  # fmt: skip
-    print(f"recovered            {m['ce_recovered']:.1%} of the loss of zero ablation, {m['ce_recovered_mean']:.1%} of mean ablation")
+    say(f"recovered            {m['ce_recovered']:.1%} of the loss of zero ablation, {m['ce_recovered_mean']:.1%} of mean ablation")
 
 
 def _bench(args: argparse.Namespace) -> None:
     from sae_explore.bench import run_bench
 
-    bundle: Bundle | None = command_line.best_bundle(args.bundle)
-    results = run_bench(bundle, quick=args.quick, report=None if args.json else print)
+    anything = args.bundle or bundle_files.bundle_names(bundle_files.default_cache())
+    bundle = command_line.best_bundle(args.bundle) if anything else None
+    results = run_bench(bundle, quick=args.quick, report=None if args.json else say)
     if args.json:
         command_line.print_json(results)
 

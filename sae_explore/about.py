@@ -84,9 +84,9 @@ def category_rows(by_category: dict[str, dict]) -> pd.DataFrame:
     """The figures by category of text; NaN where a category had no prediction to judge."""
     return pd.DataFrame(
         [
-            {"Category": name, "Tokens": row["tokens"], "Explained variance": row["explained_variance"], "L0": round(row["l0"], 1),
+            {"Category": name, "Tokens": row["tokens"], "Explained variance": row["explained_variance"], "L0": row["l0"],
              "Clean loss": row.get("ce_clean", math.nan), "Increase": row.get("ce_sae", math.nan) - row.get("ce_clean", math.nan),
-             "Recovered": row.get("ce_recovered", math.nan)}
+             "Recovered": 100 * row.get("ce_recovered", math.nan)}
             for name, row in sorted(by_category.items())
         ]
     )  # fmt: skip

@@ -229,6 +229,15 @@ class ActivationStore:
         a, b = (int(offsets[0]), int(offsets[-1])) if len(offsets) else (0, 0)
         return SparseRows(offsets - a, self.token_features[a:b].astype(np.uint32), self.token_values[a:b].astype(np.float32))
 
+    def values_of(self, feature: int, start: int, stop: int) -> np.ndarray:
+        """Activations of one feature on tokens start..stop, (stop - start,) float32, zeros where it is silent."""
+        offsets = self.token_offsets[start : stop + 1]
+        first, last = (int(offsets[0]), int(offsets[-1])) if len(offsets) else (0, 0)
+        at = first + (self.token_features[first:last] == feature).nonzero()[0]
+        out = np.zeros(stop - start, np.float32)
+        out[offsets.searchsorted(at, side="right") - 1] = self.token_values[at]
+        return out
+
     def firings(self, feature: int, start: int = 0, stop: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """(tokens, values) of a feature's firings by rank, strongest first; a slice of them."""
         a, b = int(self.feature_offsets[feature]), int(self.feature_offsets[feature + 1])

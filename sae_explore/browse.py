@@ -13,7 +13,7 @@ import pandas as pd
 from sae_explore.bundle import Bundle
 from sae_explore.spans import dotted
 
-COLUMNS = ("feature", "label", "kind", "confidence", "density", "max", "peak", "lens")
+COLUMNS = ("feature", "label", "confidence", "density", "max", "peak", "lens", "kind")
 """What is shown; the frame also holds `count`, `strength_ratio` and `search`."""
 
 
@@ -55,7 +55,7 @@ def kept(frame: pd.DataFrame, wanted: Filter) -> np.ndarray:
     if wanted.query:
         found = frame["search"].str.contains(wanted.query.casefold(), regex=False).to_numpy(dtype=bool)
         if (number := _number(wanted.query)) is not None:
-            found |= frame["feature"].to_numpy() == number
+            found = found | (frame["feature"].to_numpy() == number)
         mask &= found
     return mask
 

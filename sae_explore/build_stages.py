@@ -316,7 +316,7 @@ def manifest(context: Context, found: dict[str, dict]) -> dict:
     sae, texts, tokens, store = found["sae"], found["texts"], found["tokens"], found["store"]
     train, summary, metrics = sae["train"], found["features"]["summary"], found["metrics"]
     return {
-        "model": {"spec": context.request.model, "display": context.source.display, "revision": tokens["revision"],
+        "model": {"spec": context.source.spec, "display": context.source.display, "revision": tokens["revision"],
                   "licence": context.source.licence, "n_layers": tokens["n_layers"]},
         "hook": context.hook.name,
         "units": "the SAE's own units",

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from sae_explore.bundle_files import check_name, default_cache, read_manifest, v
 from sae_explore.errors import BundleError, InputError
 from sae_explore.feature_stats import NONE
 from sae_explore.tensor_file import read_tensors
-from sae_explore.tokens import Vocabulary
+from sae_explore.tokens import Vocabulary, readable
 from sae_explore.types import Example, FeatureCard, FeatureRef, LensToken, TextTrace, TokenizedText
 
 DOCUMENTS_FILE = "documents.parquet"
@@ -41,31 +42,51 @@ class Bundle:
     """Read-only and shared by all threads: tables in memory, arrays memory-mapped."""
 
     def __init__(self, folder: Path):
-        import pyarrow.parquet as pq
-
         self.folder, self.name = folder, folder.name
         self.manifest = read_manifest(folder)
         self.files = folder / self.manifest["folder"]
         verify_hashes(folder, self.manifest, below=_HASH_AT_OPEN)
         self.d_sae = int(self.manifest["sae"]["d_sae"])
-        try:
-            self.documents = pq.read_table(self.files / DOCUMENTS_FILE)
-            self.features = pq.read_table(self.files / FEATURES_FILE)
-        except Exception as error:  # pyarrow raises many kinds for a damaged file
-            raise BundleError(f"a table of bundle {self.name!r} cannot be read: {str(error).splitlines()[0][:200]}") from error
-        if self.features.num_rows != self.d_sae:
-            raise BundleError(f"features.parquet of bundle {self.name!r} has {self.features.num_rows} rows, expected {self.d_sae}")
-        tokens = read_tensors(self.files / TOKENS_FILE)
+        self.documents, self._documents = self._table(DOCUMENTS_FILE, ("id", "source", "category", "text"))
+        self.features, self._features = self._table(FEATURES_FILE, ("feature", "count", "density", "max", "label", "confidence"), self.d_sae)
+        tokens = self._tensors(TOKENS_FILE, ("ids", "offsets", "char_ends", "ignored"))
         self.ids, self.doc_offsets = tokens["ids"], np.asarray(tokens["offsets"])
         self.char_ends, self.ignored = tokens["char_ends"], tokens["ignored"]
-        vocabulary = read_tensors(self.files / VOCABULARY_FILE)
-        self.vocabulary = Vocabulary(vocabulary["blob"], vocabulary["offsets"], vocabulary["special"])
-        self.arrays = read_tensors(self.files / ARRAYS_FILE)
-        self.lens = read_tensors(self.files / LENS_FILE)
-        self.examples = read_tensors(self.files / EXAMPLES_FILE)
+        self.vocabulary = Vocabulary(**self._tensors(VOCABULARY_FILE, Vocabulary._fields))
+        self._pieces = self.vocabulary.blob.tobytes()
+        self.arrays = self._tensors(ARRAYS_FILE, ("max", "histogram"), self.d_sae)
+        self.lens = self._tensors(LENS_FILE, [f"{c}.{s}" for c in self.manifest["lens"]["conventions"] for s in ("positive", "negative_ids")], self.d_sae)
+        self.examples = self._tensors(EXAMPLES_FILE, ("top", "interval", "random"), self.d_sae)
         self.store = ActivationStore(self.files / STORE_FILE, self.d_sae)
-        if len(self.ids) != self.store.n_tokens or int(self.doc_offsets[-1]) != len(self.ids):
+        n = self.store.n_tokens
+        if any(len(a) != n for a in (self.ids, self.char_ends, self.ignored)) or not self._offsets_fit(n):
             raise BundleError(f"tokens and activations of bundle {self.name!r} do not fit together; build it again with --force")
+
+    def _table(self, name: str, columns: Sequence[str], rows: int | None = None):
+        """(table, its columns by name); BundleError if it cannot be read or lacks something."""
+        import pyarrow.parquet as pq
+
+        try:
+            table = pq.read_table(self.files / name)
+        except Exception as error:  # pyarrow raises many kinds for a damaged file
+            raise BundleError(f"{name} of bundle {self.name!r} cannot be read: {(str(error).splitlines() or [''])[0][:200]}") from error
+        missing = [c for c in columns if c not in table.column_names]
+        if missing or table.num_rows != (table.num_rows if rows is None else rows):
+            what = f"lacks {', '.join(missing)}" if missing else f"has {table.num_rows} rows instead of {rows}"
+            raise BundleError(f"{name} of bundle {self.name!r} {what}; build it again with --force")
+        return table, dict(zip(table.column_names, table.columns, strict=True))
+
+    def _tensors(self, name: str, wanted: Sequence[str], rows: int | None = None) -> dict[str, np.ndarray]:
+        """Memory maps of a file's tensors; BundleError if one is missing, or one of the `wanted` has not so many rows."""
+        found = read_tensors(self.files / name)
+        for tensor in wanted:
+            if tensor not in found or (rows is not None and len(found[tensor]) != rows):
+                raise BundleError(f"{name} of bundle {self.name!r} holds no {tensor} that fits; build it again with --force")
+        return found
+
+    def _offsets_fit(self, n_tokens: int) -> bool:
+        offsets = self.doc_offsets
+        return len(offsets) == self.n_documents + 1 and int(offsets[0]) == 0 and int(offsets[-1]) == n_tokens and not (np.diff(offsets) < 0).any()
 
     # ---- facts -----------------------------------------------------------------------------------------------------
 
@@ -114,7 +135,7 @@ class Bundle:
         return int(np.searchsorted(self.doc_offsets, token, side="right")) - 1
 
     def document_text(self, document: int) -> str:
-        return self.documents["text"][document].as_py()
+        return self._documents["text"][document].as_py()
 
     def token_texts(self, document: int, start: int, stop: int) -> tuple[str, ...]:
         """Texts of the document's tokens start..stop (positions in the document)."""
@@ -122,13 +143,16 @@ class Bundle:
         ends = np.asarray(self.char_ends[base + start : base + stop]).tolist()
         first = int(self.char_ends[base + start - 1]) if start else 0
         text = self.document_text(document)
-        return tuple(text[a:b] for a, b in zip([first, *ends[:-1]], ends, strict=True))
+        return tuple(text[a:b] for a, b in zip([first, *ends], ends, strict=False))  # each begins where the one before ends
 
     def document_tokens(self, document: int) -> TokenizedText:
         a, b = int(self.doc_offsets[document]), int(self.doc_offsets[document + 1])
         ids = np.asarray(self.ids[a:b], np.int32)
-        pieces = tuple(self.vocabulary.bytes_of(int(i)) for i in ids)
-        return TokenizedText(ids, self.token_texts(document, 0, b - a), pieces, np.asarray(self.vocabulary.special[ids]))
+        return TokenizedText(ids, self.token_texts(document, 0, b - a), self._bytes_of(ids), np.asarray(self.vocabulary.special[ids]))
+
+    def _bytes_of(self, ids: np.ndarray) -> tuple[bytes, ...]:
+        starts, stops = self.vocabulary.offsets[ids].tolist(), self.vocabulary.offsets[ids + 1].tolist()
+        return tuple(self._pieces[a:b] for a, b in zip(starts, stops, strict=True))
 
     def document_trace(self, document: int) -> TextTrace:
         """A stored document as if its text had been pasted."""
@@ -149,11 +173,11 @@ class Bundle:
 
     def label(self, feature: int) -> str:
         """The feature's automatic label."""
-        return self.features["label"][feature].as_py()
+        return self._features["label"][feature].as_py()
 
     def row(self, feature: int) -> dict:
         """The feature's row of the table, as plain values."""
-        return {name: self.features[name][feature].as_py() for name in self.features.column_names}
+        return {name: column[feature].as_py() for name, column in self._features.items()}
 
     def example(
         self, feature: int, token: int, kind: str, interval: int | None = None,
@@ -163,23 +187,22 @@ class Bundle:
         document = self.document_of(token)
         base, end = int(self.doc_offsets[document]), int(self.doc_offsets[document + 1])
         start, stop = max(base, token - before), min(end, token + after + 1)
-        # Begin and end with whole characters: a token without text belongs to the character that a later one completes.
-        texts = self.token_texts(document, start - base, stop - base)
+        table = self._documents
         return Example(
             document=document,
-            document_id=self.documents["id"][document].as_py(),
-            source=self.documents["source"][document].as_py(),
-            category=self.documents["category"][document].as_py(),
+            document_id=table["id"][document].as_py(),
+            source=table["source"][document].as_py(),
+            category=table["category"][document].as_py(),
             start=start - base,
             peak=token - base,
             kind=kind,
             interval=interval,
-            tokens=texts,
-            values=self.store.rows(start, stop).column(feature),
-            ignored=np.asarray(self.ignored[start:stop], bool),
+            tokens=self.token_texts(document, start - base, stop - base),
+            values=self.store.values_of(feature, start, stop),
+            ignored=np.array(self.ignored[start:stop], bool),
             cut_left=start > base,
             cut_right=stop < end,
-            bytes=tuple(self.vocabulary.bytes_of(int(i)) for i in self.ids[start:stop]),
+            bytes=self._bytes_of(self.ids[start:stop].astype(np.int64)),
         )
 
     def top_examples(self, feature: int, n: int = 10, **context: int) -> tuple[Example, ...]:
@@ -208,13 +231,14 @@ class Bundle:
         lists = []
         for side in ("positive", "negative"):
             ids, logits = self.lens[f"{convention}.{side}_ids"][feature], self.lens[f"{convention}.{side}"][feature]
-            lists.append(tuple(LensToken(int(i), self.vocabulary.text_of(int(i)), float(v)) for i, v in zip(ids, logits, strict=True)))
+            texts = map(readable, self._bytes_of(ids.astype(np.int64)))
+            lists.append(tuple(LensToken(*row) for row in zip(ids.tolist(), texts, logits.tolist(), strict=True)))
         return lists[0], lists[1]
 
     def neighbours(self, feature: int, which: str = "decoder") -> tuple[tuple[int, float], ...]:
         """Nearest features by `decoder` or `encoder` cosine."""
         ids, cosines = self.arrays[f"{which}_neighbours"][feature], self.arrays[f"{which}_cosines"][feature]
-        return tuple((int(i), float(c)) for i, c in zip(ids, cosines, strict=True))
+        return tuple(zip(ids.tolist(), cosines.tolist(), strict=True))
 
     def coactive(self, feature: int) -> list[dict]:
         """Features that fire together with this one, by phi correlation over the whole dictionary."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import os
 import sys
 from collections.abc import Callable
 from dataclasses import fields
+from typing import NoReturn
 
 from sae_explore import bundle_files
 from sae_explore.build import BuildRequest
@@ -16,8 +18,25 @@ from sae_explore.build import build as run_build
 from sae_explore.bundle import Bundle, open_bundle
 from sae_explore.errors import ExploreError, InputError
 from sae_explore.presets import PRESETS, request_for
+from sae_explore.terminal import clean
+from sae_explore.text_view import MAX_TEXT_CHARS, check_own_text
 
 PREFERRED = ("gpt2", "demo")  # the bundle that commands use unless told
+
+
+class Parser(argparse.ArgumentParser):
+    """Wrong arguments are an error like any other: one line, exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; see {self.prog} --help")
+
+
+def positive(text: str) -> int:
+    """Type of an option that counts something."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not at least 1")
+    return value
 
 
 def add_build_options(parser: argparse.ArgumentParser) -> None:
@@ -59,26 +78,24 @@ def build_with_progress(name: str, args: argparse.Namespace, *, force: bool = Fa
     with TerminalProgress(quiet=args.json) as progress:
         folder = run_build(request, force=force, report=progress)
     found = open_bundle(name, cache=folder.parent)
-    for note in found.manifest["corpus"]["notes"]:
-        print(note, file=sys.stderr)
-    for warning in found.manifest["warnings"]:
-        print(f"warning: {warning}", file=sys.stderr)
+    for line in (*found.manifest["corpus"]["notes"], *(f"warning: {warning}" for warning in found.manifest["warnings"])):
+        print(clean(line), file=sys.stderr)
     return found
 
 
 class TerminalProgress:
-    """A tqdm bar a stage on stderr; callable as a build's `report`."""
+    """A tqdm bar a stage on stderr, if that is a terminal; callable as a build's `report`."""
 
     def __init__(self, *, quiet: bool):
         from tqdm import tqdm
 
-        self._tqdm, self._bar, self._stage, self._quiet = tqdm, None, None, quiet
+        self._tqdm, self._bar, self._stage, self._quiet = tqdm, None, None, quiet or not sys.stderr.isatty()
 
     def __enter__(self) -> TerminalProgress:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._close()
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        self._close(done=kind is None)
 
     def __call__(self, stage: str, text: str, share: float | None) -> None:
         if self._quiet:
@@ -88,19 +105,19 @@ class TerminalProgress:
             self._stage = stage
             self._bar = self._tqdm(total=100, desc=stage, unit="%", file=sys.stderr, bar_format="{desc:>9} {bar:20} {n:3.0f} % {elapsed} {postfix}")
         self._bar.n = 100 * share if share is not None else self._bar.n
-        self._bar.set_postfix_str(text, refresh=False)
+        self._bar.set_postfix_str(clean(text), refresh=False)
         self._bar.refresh()
 
-    def _close(self) -> None:
+    def _close(self, *, done: bool = True) -> None:
         if self._bar is not None:
-            self._bar.n = 100
+            self._bar.n = 100 if done else self._bar.n
             self._bar.refresh()
             self._bar.close()
             self._bar = None
 
 
 def best_bundle(name: str | None) -> Bundle:
-    """The named bundle, else gpt2, else demo, else the first there is."""
+    """The named bundle, else gpt2, else demo, else the first there is; InputError if there is none."""
     if name:
         return open_bundle(name)
     cache = bundle_files.default_cache()
@@ -111,33 +128,56 @@ def best_bundle(name: str | None) -> Bundle:
 
 
 def print_json(value: object) -> None:
-    print(json.dumps(value, ensure_ascii=False, allow_nan=False, default=float))
+    """One line of JSON; numbers that are not finite are null, as JSON has no word for them."""
+    ascii_only = (sys.stdout.encoding or "").lower().replace("-", "") != "utf8"
+    print(json.dumps(_finite(value), ensure_ascii=ascii_only, allow_nan=False, default=float))
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def run(main: Callable[[list[str]], None], argv: list[str] | None = None) -> int:
     """Run a command: 0, or 2 with one line on stderr for what the user can mend, or 130 when cancelled."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that cannot show a character of a text
     try:
         main(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()
     except ExploreError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return _failed(str(error))
     except KeyboardInterrupt:
         print("cancelled; the same command goes on where this stopped", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output has gone, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:  # a full disk, a folder that may not be written
+        if not error.strerror:
+            raise
+        return _failed(f"{error.strerror}: {error.filename}" if error.filename else error.strerror)
     return 0
 
 
+def _failed(message: str) -> int:
+    print(f"error: {clean(' '.join(message.split()))}", file=sys.stderr)
+    return 2
+
+
 def read_text(argument: str) -> str:
-    """A text from the command line; "-" reads standard input. InputError for bytes that are no UTF-8."""
+    """A text from the command line; "-" reads standard input. InputError for one that is empty, too long or no text."""
     if argument != "-":
-        return argument
+        return check_own_text(argument)
+    data = sys.stdin.buffer.read(4 * MAX_TEXT_CHARS + 1)  # more bytes cannot be a text of that many characters
+    if len(data) > 4 * MAX_TEXT_CHARS:
+        raise InputError(f"the text is longer than {MAX_TEXT_CHARS:,} characters, the limit here; give a shorter piece")
     try:
-        return sys.stdin.buffer.read().decode("utf-8")
+        return check_own_text(data.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise InputError(f"standard input is no UTF-8 text (byte {error.start}); convert it first") from None
 

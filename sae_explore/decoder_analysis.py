@@ -12,7 +12,9 @@ import numpy as np
 
 from sae_explore import command_line, methods
 from sae_explore.bundle import Bundle
-from sae_explore.terminal import shown_token
+from sae_explore.diverse import LIMIT, cosine_matrix
+from sae_explore.json_output import lens_json
+from sae_explore.terminal import say, shown_token
 from sae_explore.types import LensToken
 
 CONVENTIONS = ("folded", "raw")  # what the command prints; pages also offer "cosine"
@@ -48,26 +50,26 @@ def main(argv: list[str]) -> None:
     bundle = methods.bundle_of(args)
     features = methods.chosen_features(bundle, args.features)
     found = [decoder_analysis(bundle, f) for f in features]
-    similarity = methods.cosines(bundle, features)
+    similarity = cosine_matrix(bundle.W_dec[features])
     if args.json:
         command_line.print_json({"bundle": bundle.name, "explained_variance": bundle.manifest["metrics"]["explained_variance"], "features": [_plain(a, args.top) for a in found],
                                  "cosine": np.round(similarity, 4).tolist()})  # fmt: skip
         return
-    print(methods.headline(bundle))
+    say(methods.headline(bundle))
     random = bundle.manifest["lens"]["random"]
-    print(f"random baseline: {random['directions']} unit directions of mean strength {random['strength']:.3f}")
+    say(f"random baseline: {random['directions']} unit directions of mean strength {random['strength']:.3f}")
     for a in found:
-        print(f"\nfeature {a.feature}: {a.label}")
-        print(f"  direction strength {a.strength:.3f}, {a.strength_ratio:.2f} times a random direction's")
+        say(f"feature {a.feature}: {a.label}", space=True)
+        say(f"  direction strength {a.strength:.3f}, {a.strength_ratio:.2f} times a random direction's")
         for convention, (positive, negative) in a.lens.items():
-            print(f"  {convention:6} promotes   {_list(positive[: args.top])}")
-            print(f"  {'':6} suppresses {_list(negative[: args.top])}")
-            print(f"  {'':6} strongest logit {a.top_logit[convention]:+.3f}; random directions reach {a.random_top_logit[convention]:+.3f} on average")
-        print("  nearest features:", ", ".join(f"{f} ({c:.2f}: {bundle.label(f)})" for f, c in a.neighbours[:5]))
+            say(f"  {convention:6} promotes   {_list(positive[: args.top])}")
+            say(f"  {'':6} suppresses {_list(negative[: args.top])}")
+            say(f"  {'':6} strongest logit {a.top_logit[convention]:+.3f}; random directions reach {a.random_top_logit[convention]:+.3f} on average")
+        say("  nearest features:", ", ".join(f"{f} ({c:.2f}: {bundle.label(f)})" for f, c in a.neighbours[:5]))
     if len(features) > 1:
-        print("\ndecoder cosine between these features" + ("" if args.features else f" (chosen so that none exceeds {methods.SIMILARITY_LIMIT})"))
+        say("decoder cosine between these features" + ("" if args.features else f" (chosen so that none reaches {LIMIT})"), space=True)
         for f, row in zip(features, similarity, strict=True):
-            print(f"  {f:6} " + " ".join(f"{c:+.3f}" for c in row))
+            say(f"  {f:6} " + " ".join(f"{c:+.3f}" for c in row))
 
 
 def _list(tokens: tuple[LensToken, ...]) -> str:
@@ -75,10 +77,12 @@ def _list(tokens: tuple[LensToken, ...]) -> str:
 
 
 def _plain(a: DecoderAnalysis, top: int) -> dict:
-    lists = lambda tokens: [{"id": t.id, "token": t.token, "logit": round(t.logit, 4)} for t in tokens[:top]]  # noqa: E731
     return {
         "feature": a.feature, "label": a.label, "strength": a.strength, "strength_ratio": a.strength_ratio,
-        "lens": {c: {"positive": lists(p), "negative": lists(n), "random_top_logit": a.random_top_logit[c]} for c, (p, n) in a.lens.items()},
+        "lens": {
+            c: {"positive": lens_json(p[:top]), "negative": lens_json(n[:top]), "random_top_logit": a.random_top_logit[c]}
+            for c, (p, n) in a.lens.items()
+        },
         "neighbours": [{"feature": f, "cosine": round(c, 4)} for f, c in a.neighbours],
     }  # fmt: skip
 

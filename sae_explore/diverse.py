@@ -24,13 +24,15 @@ def diverse_features(W_dec: np.ndarray, scores: np.ndarray, n: int, *, limit: fl
 
 
 def clarity(features, dense_above: float) -> np.ndarray:
-    """(d_sae,) scores of a bundle's features table: how sure the label is, and among equals whose lens stands out most.
+    """(d_sae,) scores of a bundle's features table: how sure the label is, weighed by rarity, and among equals whose lens stands out most.
 
-    NaN for features that show nothing: dead, dense, or with fewer than MIN_FIRINGS firings.
+    The label of a feature for "the" is sure and says little: what fires on more than one token in a thousand counts less, by the
+    logarithm of its density. NaN for features that show nothing: dead, dense, or with fewer than MIN_FIRINGS firings.
     """
     columns = {name: features[name].to_numpy().astype(np.float64) for name in ("confidence", "density", "count", "lens_kurtosis")}
     usable = (columns["density"] <= dense_above) & (columns["count"] >= MIN_FIRINGS)
-    return np.where(usable, columns["confidence"] + 1e-3 * np.tanh(columns["lens_kurtosis"] / 10), np.nan)
+    rarity = np.minimum(1.0, -np.log10(np.clip(columns["density"], 1e-9, 1.0)) / 3)
+    return np.where(usable, columns["confidence"] * rarity + 1e-3 * np.tanh(columns["lens_kurtosis"] / 10), np.nan)
 
 
 def cosine_matrix(rows: np.ndarray) -> np.ndarray:

@@ -19,10 +19,11 @@ CONFIG = {"displayModeBar": False, "scrollZoom": False}
 """For `st.plotly_chart(config=...)`."""
 
 _BAND_COLOURS = ("rgba(217,89,13,.32)", "rgba(217,89,13,.52)", "rgba(217,89,13,.75)", "rgba(217,89,13,1)")  # trace ... strong
-_DIVERGING = [[0.0, "rgba(59,110,168,.95)"], [0.5, "rgba(128,128,128,.10)"], [1.0, "rgba(217,89,13,.95)"]]
+_DIVERGING = [[0.0, COOL], [0.5, "#F1EFEA"], [1.0, ACCENT]]  # opaque: the numbers stand on it, on light and dark pages alike
+_DARK, _WHITE = "#1F2328", "#FFFFFF"
 _GRID = "rgba(128,128,128,.18)"
 _BAR = 23  # pixels a horizontal bar takes
-_ROOM = 1.22  # share of the axis beyond the longest bar, for its number
+_ROOM = 1.12  # the axis beyond the longest bar, for the number of a bar too short to hold it
 
 
 def axis_text(token: str) -> str:
@@ -40,7 +41,7 @@ def lens_bars(tokens: Sequence[LensToken], *, baseline: float | None = None, end
     figure = go.Figure(
         go.Bar(
             x=values, y=np.arange(len(tokens)), orientation="h", marker_color=COOL if suppressed else ACCENT,
-            text=[f"{v:+.2f}" for v in values], textposition="outside", cliponaxis=False,
+            text=[f"{v:+.2f}" for v in values], textposition="auto", insidetextanchor="end", insidetextfont_color=_WHITE, cliponaxis=False,
             customdata=[[axis_text(t.token), t.id] for t in tokens],
             hovertemplate="%{customdata[0]}<br>logit %{x:+.3f}<br>token id %{customdata[1]}<extra></extra>",
         )
@@ -147,7 +148,8 @@ def similarity_heatmap(matrix: np.ndarray, names: Sequence[str]) -> go.Figure:
     )  # fmt: skip
     for i in at:
         for j in at:
-            figure.add_annotation(x=j, y=i, text=f"{matrix[i, j]:.2f}", showarrow=False, font_size=12)
+            figure.add_annotation(x=j, y=i, text=f"{matrix[i, j]:.2f}", showarrow=False,
+                                  font={"size": 12, "color": _WHITE if abs(matrix[i, j]) > 0.6 else _DARK})  # fmt: skip
     for axis in (figure.update_xaxes, figure.update_yaxes):
         axis(tickmode="array", tickvals=at, ticktext=texts, showgrid=False, zeroline=False, ticks="")
     figure.update_xaxes(side="top", range=[-0.5, n - 0.5])
@@ -161,8 +163,8 @@ def strength_bars(names: Sequence[str], strengths: Sequence[float], *, baseline:
     texts = [axis_text(n) for n in names]
     figure = go.Figure(
         go.Bar(
-            x=values, y=at, orientation="h", marker_color=ACCENT, text=[f"{v:.3f}" for v in values], textposition="outside",
-            cliponaxis=False,
+            x=values, y=at, orientation="h", marker_color=ACCENT, text=[f"{v:.3f}" for v in values], textposition="auto",
+            insidetextanchor="end", insidetextfont_color=_WHITE, cliponaxis=False,
             customdata=np.stack([np.asarray(texts, object), values / max(baseline, 1e-12)], axis=1) if len(names) else None,
             hovertemplate="feature %{customdata[0]}<br>strength %{x:.3f}, %{customdata[1]:.2f} times a random direction's<extra></extra>",
         )

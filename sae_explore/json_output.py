@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from sae_explore.bundle import Bundle
 from sae_explore.types import Example, FeatureCard, LensToken, TextTrace
 
@@ -43,8 +45,8 @@ def feature_json(card: FeatureCard) -> dict:
         "confidence": card.row["confidence"],
         "histogram": {"edges": [round(float(e), 5) for e in edges], "counts": [int(c) for c in counts]},
         "lens": card.lens_convention,
-        "positive_logits": [_lens(token) for token in card.positive],
-        "negative_logits": [_lens(token) for token in card.negative],
+        "positive_logits": lens_json(card.positive),
+        "negative_logits": lens_json(card.negative),
         "examples": [_example(e) for e in (*card.top, *card.intervals, *card.random)],
         "neighbours": [{"feature": feature, "cosine": round(cosine, 4)} for feature, cosine in card.neighbours],
     }
@@ -55,8 +57,9 @@ def metrics_json(bundle: Bundle) -> dict:
     return {"bundle": bundle.name, **bundle.manifest["metrics"]}
 
 
-def _lens(token: LensToken) -> dict:
-    return {"id": token.id, "token": token.token, "logit": round(token.logit, 4)}
+def lens_json(tokens: Sequence[LensToken]) -> list[dict]:
+    """A logit-lens list."""
+    return [{"id": token.id, "token": token.token, "logit": round(token.logit, 4)} for token in tokens]
 
 
 def _example(example: Example) -> dict:

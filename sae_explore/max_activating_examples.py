@@ -14,7 +14,7 @@ from sae_explore.bundle import Bundle
 from sae_explore.json_output import feature_json
 from sae_explore.labels import normal
 from sae_explore.strength import band_of
-from sae_explore.terminal import example_line, shown_token
+from sae_explore.terminal import example_line, say, shown_token
 from sae_explore.types import Example
 
 
@@ -36,7 +36,7 @@ def interpretation(examples: Sequence[Example], category_share: dict[str, float]
     if shared:
         found.append("it peaks on " + ", ".join(f"{shown_token(token)} ({count} of {n})" for token, count in shared))
     else:
-        found.append(f"its {n} peaks are on {len(peaks)} different tokens: " + ", ".join(shown_token(token) for token, _ in peaks.most_common(5)))
+        found.append(("its peaks are all on different tokens: " if n > 1 else "its only peak is on ") + ", ".join(shown_token(t) for t, _ in peaks.most_common(5)))
     for side, offset in (("after", -1), ("before", 1)):
         around = [normal(e.tokens[at]) for e in examples if 0 <= (at := e.peak - e.start + offset) < len(e.tokens)]
         token, count = Counter(around).most_common(1)[0] if around else ("", 0)
@@ -58,15 +58,15 @@ def main(argv: list[str]) -> None:
     if args.json:
         command_line.print_json([{**feature_json(card), "interpretation": line} for card, line in zip(cards, lines, strict=True)])
         return
-    print(methods.headline(bundle))
+    say(methods.headline(bundle))
     for card, line in zip(cards, lines, strict=True):
         row = card.row
         band = f"up to {row['max']:.2f}, on average {row['mean']:.2f} ({band_of(row['mean'] / row['max'])})" if row["count"] else "silent"
-        print(f"\nfeature {card.ref.feature}: {row['label']} (confidence {row['confidence']:.2f})")
-        print(f"  fires on {row['count']:,} tokens ({row['density']:.3%}), {band}")
+        say(f"feature {card.ref.feature}: {row['label']} (confidence {row['confidence']:.2f})", space=True)
+        say(f"  fires on {row['count']:,} tokens ({row['density']:.3%}), {band}")
         for example in card.top:
-            print(" ", example_line(example, maximum=row["max"]))
-        print(f"  reading: {line}")
+            say(" ", example_line(example, maximum=row["max"]))
+        say(f"  reading: {line}")
 
 
 if __name__ == "__main__":

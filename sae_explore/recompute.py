@@ -10,21 +10,19 @@ from sae_explore.bundle import Bundle
 from sae_explore.dataset import is_held_out
 from sae_explore.evaluation import evaluate
 from sae_explore.model import load_full_model
-from sae_explore.model_sources import resolve_model
-from sae_explore.tracer import Tracer
+from sae_explore.tracer import Tracer, bundle_model
 
 
 def recompute_metrics(bundle: Bundle, *, report: Callable[[float], None] = lambda _share: None) -> dict:
     """The same keys as the manifest's metrics, `dead` counted from the store."""
     tracer = Tracer.load(bundle)
-    source = resolve_model(bundle.manifest["model"]["spec"], models=bundle.folder.parent / "models")
     documents = range(bundle.n_documents)
     if bundle.manifest["metrics"]["evaluated_set"] == "held_out":
         documents = [i for i in documents if is_held_out(bundle.document_text(i))]
-    offsets = bundle.doc_offsets
+    offsets, categories = bundle.doc_offsets, bundle.documents["category"].to_pylist()
     ids = [np.asarray(bundle.ids[offsets[i] : offsets[i + 1]], np.int32) for i in documents]
-    categories = [bundle.documents["category"][i].as_py() for i in documents]
-    found = evaluate(tracer.model, load_full_model(source.folder), tracer.sae, ids, categories, window=tracer.context, bos=tracer.bos,
-                     median_norm=tracer.median_norm, report=report)  # fmt: skip
-    firing = np.unique(np.asarray(bundle.store.token_features))
-    return {**found, "dead": bundle.d_sae - len(firing)}
+    found = evaluate(
+        tracer.model, load_full_model(bundle_model(bundle).folder), tracer.sae, ids, [categories[i] for i in documents],
+        window=tracer.context, bos=tracer.bos, median_norm=tracer.median_norm, report=report,
+    )  # fmt: skip
+    return {**found, "dead": int((np.diff(bundle.store.feature_offsets) == 0).sum())}

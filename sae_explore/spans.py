@@ -20,11 +20,8 @@ STEPS = 10
 
 
 def colours(scope: str = "") -> str:
-    """CSS of the classes a1 to a10. They lie over the page's own background; the strongest need dark letters on either theme."""
-    dark = " color: #1a1206;"
-    return "\n".join(
-        f"{scope}.a{i} {{ background: rgba(245,124,32,{0.06 + 0.072 * i:.3f});{dark if i > 8 else ''} }}" for i in range(1, STEPS + 1)
-    )
+    """CSS of the classes a1 to a10: they lie over the page's own background, and letters stay readable on the strongest in either theme."""
+    return "\n".join(f"{scope}.a{i} {{ background: rgba(245,124,32,{0.05 + 0.06 * i:.2f}); }}" for i in range(1, STEPS + 1))
 
 
 STYLE = """

@@ -139,4 +139,5 @@ def _read_one(path: Path, name: str, entry: object, base: int, size: int) -> np.
     if start == stop:
         return np.zeros(shape, dtype)
     # Unaligned data (foreign files) is fine: numpy memory maps need no alignment of the file offset.
-    return np.memmap(path, dtype, "r", base + start, shape)
+    # As a plain array: np.memmap's own indexing is some ten times slower.
+    return np.memmap(path, dtype, "r", base + start, shape).view(np.ndarray)

@@ -6,11 +6,17 @@ from sae_explore.strength import band_of
 from sae_explore.types import Example
 
 _MARKS = {"\n": "↵", "\r": "␍", "\t": "⇥"}
+_JOINERS = "\u200c\u200d"  # parts of words and emoji
 
 
 def clean(text: str) -> str:
     """A text on one line, without characters that could steer the terminal."""
-    return "".join(_MARKS.get(c, c if c.isprintable() else f"\\u{ord(c):04x}") for c in text)
+    return "".join(_MARKS.get(c, c if c.isprintable() or c in _JOINERS else f"\\u{ord(c):04x}") for c in text)
+
+
+def say(*parts: object, space: bool = False) -> None:
+    """Print a line for people (after an empty one, with `space`), harmless whatever texts, tokens or files it quotes."""
+    print("\n" * space + clean(" ".join(map(str, parts))))
 
 
 def shown_token(token: str) -> str:

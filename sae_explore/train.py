@@ -84,7 +84,7 @@ class Progress(NamedTuple):
     dead: int
 
 
-class _State:
+class TrainState:
     """Parameters, Adam moments and firing counters: what a checkpoint holds."""
 
     names = ("W_encT", "b_enc", "W_dec", "b_dec")
@@ -110,7 +110,7 @@ class _State:
         partial.replace(path)
 
     @classmethod
-    def load(cls, path: Path, config: TrainConfig, device: torch.device) -> _State | None:
+    def load(cls, path: Path, config: TrainConfig, device: torch.device) -> TrainState | None:
         """The state of an interrupted run with the same configuration, or None."""
         if not path.is_file():
             return None
@@ -140,8 +140,8 @@ def train_topk(
     """
     config = config.resolved(data.tokens, data.d_in)
     dev = torch.device(device)
-    state = _State.load(checkpoint, config, dev) if checkpoint else None
-    state = state or _initial_state(data, config, dev)
+    state = TrainState.load(checkpoint, config, dev) if checkpoint else None
+    state = state or initial_state(data, config, dev)
     per_epoch = data.tokens // config.batch_tokens
     steps = per_epoch * config.epochs
     running = _Running()
@@ -150,7 +150,7 @@ def train_topk(
         for x in data.batches(epoch, config.batch_tokens, config.seed, skip):
             x = x.to(dev, torch.float32) * state.scale
             _set_lr(state, config, steps)
-            running.add(*_train_step(state, config, x))
+            running.add(*train_step(state, config, x))
             state.step += 1
             if report and (state.step % 20 == 0 or state.step == steps):
                 report(running.progress(state, config, steps, epoch))
@@ -159,7 +159,8 @@ def train_topk(
     return _finished(state, config, spec), config
 
 
-def _initial_state(data: Activations, config: TrainConfig, device: torch.device) -> _State:
+def initial_state(data: Activations, config: TrainConfig, device: torch.device) -> TrainState:
+    """Where training starts: tied unit rows, the bias at the data's geometric median, scale and variance from a sample."""
     generator = torch.Generator().manual_seed(config.seed)
     sample = data.sample(_SAMPLE, config.seed).to(device, torch.float32)
     scale = math.sqrt(data.d_in) / float(sample.norm(dim=-1).mean())
@@ -179,11 +180,11 @@ def _initial_state(data: Activations, config: TrainConfig, device: torch.device)
         "W_dec": W_dec,
         "b_dec": b_dec,
     }
-    return _State(params, config, scale, variance)
+    return TrainState(params, config, scale, variance)
 
 
 @torch.no_grad()
-def _train_step(state: _State, config: TrainConfig, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def train_step(state: TrainState, config: TrainConfig, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """One optimizer step on x (batch, d_in). Returns loss, squared error and variance of the batch, active pairs."""
     p = {name: param.data for name, param in state.params.items()}
     n = len(x)
@@ -238,14 +239,14 @@ def _aux_gradients(x_c, pre, error, dead, config: TrainConfig, W_dec):
     return loss, grads
 
 
-def _set_lr(state: _State, config: TrainConfig, steps: int) -> None:
+def _set_lr(state: TrainState, config: TrainConfig, steps: int) -> None:
     """Linear warm-up over 5 % of the steps (at most 1,000), linear decay over the last fifth."""
     warm, decay = min(1_000, max(1, steps // 20)), max(1, steps // 5)
     factor = min(1.0, (state.step + 1) / warm, max(0.0, (steps - state.step) / decay))
     state.optimizer.param_groups[0]["lr"] = config.lr * factor
 
 
-def _finished(state: _State, config: TrainConfig, spec: SaeSpec) -> Sae:
+def _finished(state: TrainState, config: TrainConfig, spec: SaeSpec) -> Sae:
     """Fold the data's scale out: (s x - b) W + b_e = s ((x - b/s) W + b_e/s); the decoder's directions stay unit."""
     p = {name: param.data.float().cpu() for name, param in state.params.items()}
     s = state.scale
@@ -273,7 +274,7 @@ class _Running:
         else:
             self._values = tuple(0.98 * old + 0.02 * new for old, new in zip(self._values, values, strict=True))
 
-    def progress(self, state: _State, config: TrainConfig, steps: int, epoch: int) -> Progress:
+    def progress(self, state: TrainState, config: TrainConfig, steps: int, epoch: int) -> Progress:
         loss, error, variance, active = (float(v) for v in self._values)
         dead = int((state.silent > config.dead_after).sum())
         return Progress(state.step, steps, epoch, loss, 1 - error / max(variance, 1e-12), active / config.batch_tokens, dead)

@@ -28,11 +28,11 @@ def confidence_words(confidence: float) -> str:
 
 
 def percent(share: float) -> str:
-    """A share as a percentage with about two figures: 45 %, 3.2 %, 0.22 %, 0.0043 %."""
+    """A share as a percentage with about two figures: 45 %, 3.2 %, 0.22 %, 0.0043 % (with a space that does not break)."""
     if share <= 0:
-        return "0 %"
+        return "0\u00a0%"
     digits = max(0, 1 - math.floor(math.log10(share * 100)))
-    return f"{share * 100:.{0 if share >= 0.0995 else digits}f} %"
+    return f"{share * 100:.{0 if share >= 0.0995 else digits}f}\u00a0%"
 
 
 def density_words(density: float) -> str:

@@ -71,7 +71,7 @@ def test_a_training_steps_gradients_equal_autograd(dead):
     b_enc[:dead] = 0  # too weak for the TopK, but positive on half the tokens: a latent that AuxK brings back
     params = {"W_encT": 0.4 * W_dec, "b_enc": b_enc, "W_dec": W_dec, "b_dec": draw(d, seed=2) / 3}
     config = TrainConfig(m, k, 1, 1e-4, n, dead_after=100)
-    state = train._State({name: p.clone() for name, p in params.items()}, config, scale=1.0, variance=variance)
+    state = train.TrainState({name: p.clone() for name, p in params.items()}, config, scale=1.0, variance=variance)
     state.silent[:dead] = 1_000
 
     leaves = {name: p.clone().requires_grad_() for name, p in params.items()}
@@ -92,7 +92,7 @@ def test_a_training_steps_gradients_equal_autograd(dead):
     along = (expected["W_dec"] * W_dec).sum(-1, keepdim=True)
     expected["W_dec"] = expected["W_dec"] - along * W_dec
 
-    found = train._train_step(state, config, x)
+    found = train.train_step(state, config, x)
     torch.testing.assert_close(found[0], loss.detach(), rtol=1e-12, atol=0)
     torch.testing.assert_close(found[1], error.detach().square().sum(), rtol=1e-12, atol=0)
     assert int(found[3]) == int((z > 0).sum())

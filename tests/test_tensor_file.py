@@ -45,7 +45,7 @@ def test_what_the_library_writes_is_read(tmp_path):
 def test_read_arrays_are_read_only_maps(tmp_path):
     write_tensors(tmp_path / "a", arrays())
     found = read_tensors(tmp_path / "a")["kind.float32"]
-    assert isinstance(found, np.memmap)
+    assert isinstance(found.base, np.memmap)
     with pytest.raises(ValueError, match="read-only"):
         found[0, 0] = 1
 

@@ -72,7 +72,7 @@ def test_units_of_the_data_do_not_matter(trained):
 def test_the_scale_is_folded_out_exactly():
     g, config, scale = torch.Generator().manual_seed(0), TrainConfig(32, 4, 1, 1e-3, 16), 0.37
     params = {n: torch.randn(*s, generator=g) for n, s in {"W_encT": (32, D), "b_enc": (32,), "W_dec": (32, D), "b_dec": (D,)}.items()}
-    sae = train._finished(train._State(params, config, scale, 1.0), config, spec_of(config))
+    sae = train._finished(train.TrainState(params, config, scale, 1.0), config, spec_of(config))
     x = torch.randn(50, D, generator=g)
     scaled = torch.relu((scale * x - params["b_dec"]) @ params["W_encT"].T + params["b_enc"])
     z = torch.zeros_like(scaled).scatter(1, scaled.topk(4).indices, scaled.topk(4).values)
@@ -124,18 +124,18 @@ def test_the_run_equals_a_plain_dense_implementation(monkeypatch):
     """60 steps with AuxK at work: the same losses and the same weights."""
     data = MemoryActivations(planted(1_280)[0])
     config = TrainConfig(160, 3, 3, lr=1e-3, batch_tokens=64, dead_after=256, seed=5)
-    state = train._initial_state(data, config, torch.device("cpu"))
+    state = train.initial_state(data, config, torch.device("cpu"))
     start = {name: p.data.clone() for name, p in state.params.items()}
     expected, weights, dead = dense_training(data, config, start, state.scale, state.variance)
     assert min(dead[8:]) > 0
-    losses, step = [], train._train_step
+    losses, step = [], train.train_step
 
     def recorded(*arguments):
         found = step(*arguments)
         losses.append(float(found[0]))
         return found
 
-    monkeypatch.setattr(train, "_train_step", recorded)
+    monkeypatch.setattr(train, "train_step", recorded)
     sae, _ = train_topk(data, config, spec=spec_of(config))
     assert losses == pytest.approx(expected, rel=1e-4)
     assert len(losses) == 60
@@ -146,7 +146,7 @@ def test_the_run_equals_a_plain_dense_implementation(monkeypatch):
 
 def test_the_start_is_tied_scaled_and_centred():
     data, config = MemoryActivations(planted(2_000)[0]), TrainConfig(64, 3, 1, 1e-3, 64)
-    state = train._initial_state(data, config, torch.device("cpu"))
+    state = train.initial_state(data, config, torch.device("cpu"))
     p = {name: param.data for name, param in state.params.items()}
     x = data.rows * state.scale
     assert float(x.norm(dim=1).mean()) == pytest.approx(math.sqrt(D), rel=1e-5)

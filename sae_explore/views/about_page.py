@@ -122,7 +122,8 @@ def _figures(bundle: Bundle) -> None:
             "Explained variance": st.column_config.NumberColumn(format="%.3f"),
             "Clean loss": st.column_config.NumberColumn(format="%.3f", help="Cross entropy of the next token in nats."),
             "Increase": st.column_config.NumberColumn(format="%+.3f", help="Cross entropy with the SAE spliced in, minus the clean one, in nats."),
-            "Recovered": st.column_config.NumberColumn(format="percent", help="Against zero ablation."),
+            "L0": st.column_config.NumberColumn(format="%.1f", help="Mean number of active features on a token."),
+            "Recovered": st.column_config.NumberColumn(format="%.1f %%", help="Of the loss between zero ablation and the clean model."),
         }
         st.dataframe(rows, hide_index=True, column_config=columns, height="content", alt="Figures by category of text")
 

@@ -14,8 +14,9 @@ from sae_explore.views import shell
 from sae_explore.views.feature_panel import feature_panel
 from sae_explore.wording import KIND_WORDS, count_of, percent
 
-_ONE_IN = (0, 1_000_000, 300_000, 100_000, 30_000, 10_000, 3_000, 1_000, 300, 100, 30, 10, 3, 1)  # stops of the density slider; 0: never
+_ONE_IN = (0, 1_000_000, 300_000, 100_000, 30_000, 10_000, 3_000, 1_000, 300, 100, 30, 10, 3, 1)  # stops of the density slider; 0: no limit
 _HEIGHT = 560
+_DEAD = "Features that fire on none of this bundle's tokens."
 
 _CONFIG = {
     "feature": st.column_config.NumberColumn("Feature", format="%d", width=70, pinned=True),
@@ -63,10 +64,9 @@ def _filters(summary: dict) -> Filter:
         query = st.text_input("Search", key="browse_query", placeholder="a word of a label, a token, or a feature's number", live=True, type="search",
                               help="Finds this piece of text, in upper or lower case, in labels, peak tokens and promoted tokens.", **stay)  # fmt: skip
         with st.container(horizontal=True):
-            hide_dead = st.toggle(f"Hide {summary['dead']:,} dead", True, key="browse_dead", help="Features that fire on none of this bundle's tokens.", **stay)
-            hide_dense = st.toggle(f"Hide {summary['dense']:,} dense", True, key="browse_dense",
-                                   help=f"Features that fire on more than {percent(summary['dense_above'])} of all tokens; they say little about any one of them.",
-                                   **stay)  # fmt: skip
+            hide_dead = bool(summary["dead"]) and st.toggle(f"Hide {summary['dead']:,} dead", True, key="browse_dead", help=_DEAD, **stay)
+            dense_help = f"Features that fire on more than {percent(summary['dense_above'])} of all tokens: they say little about any one of them."
+            hide_dense = bool(summary["dense"]) and st.toggle(f"Hide {summary['dense']:,} dense", True, key="browse_dense", help=dense_help, **stay)
     with second:
         kinds = st.multiselect("The label names", list(KIND_WORDS), format_func=KIND_WORDS.get, key="browse_kinds", placeholder="anything",
                                help="Which property the label is about.", **stay)  # fmt: skip
@@ -80,7 +80,7 @@ def _filters(summary: dict) -> Filter:
 
 
 def _stop_words(one_in: int) -> str:
-    return "never" if not one_in else "every token" if one_in == 1 else f"1 in {one_in:,}"
+    return "rarest" if not one_in else "every token" if one_in == 1 else f"1 in {one_in:,}"
 
 
 def _hidden(wanted: Filter, summary: dict) -> str:

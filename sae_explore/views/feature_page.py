@@ -18,9 +18,11 @@ _NUMBER = "_feature_number"  # key of the number box
 def render(bundle: Bundle) -> None:
     """The page. A feature that the bundle lacks is named in one sentence, and one that it has is shown."""
     feature = _chosen(bundle)
+    feature = feature_sections.picked(resources.get_card(bundle, feature, top=feature_sections.TOP))
     st.session_state["feature"] = feature
     shell.write_link(bundle, feature=feature)
     card = resources.get_card(bundle, feature, top=feature_sections.TOP)
+    st.title(f"Feature {feature}", anchor=False)
     _navigation(bundle, feature)
     _header(bundle, card.row)
     if card.row["count"]:
@@ -28,10 +30,10 @@ def render(bundle: Bundle) -> None:
         with left:
             feature_sections.examples(bundle, feature)
             feature_test.test_box(bundle, feature)
+            feature_sections.categories(bundle, card)
         with right:
             feature_sections.lens(bundle, feature)
             feature_sections.strength(card)
-            feature_sections.categories(bundle, card)
     else:
         _dead(bundle, feature)
     feature_sections.related(bundle, card)
@@ -74,7 +76,7 @@ def _go_random(bundle: Bundle, current: int) -> None:
 def _navigation(bundle: Bundle, feature: int) -> None:
     st.session_state[_NUMBER] = feature
     with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
-        st.number_input("Feature number", 0, bundle.d_sae - 1, step=1, key=_NUMBER, on_change=_go_to_number, width=170)
+        st.number_input("Go to number", 0, bundle.d_sae - 1, step=1, key=_NUMBER, on_change=_go_to_number, width=170)
         st.button("Previous", icon=":material/chevron_left:", disabled=feature == 0, on_click=_go, args=(feature - 1,))
         st.button("Next", icon=":material/chevron_right:", disabled=feature == bundle.d_sae - 1, on_click=_go, args=(feature + 1,))
         st.button("Random", icon=":material/casino:", on_click=_go_random, args=(bundle, feature), help="Another feature that fires on this corpus.")
@@ -84,12 +86,12 @@ def _navigation(bundle: Bundle, feature: int) -> None:
 
 
 def _header(bundle: Bundle, row: dict) -> None:
-    st.title(md(row["label"]), anchor=False)
+    st.header(md(row["label"]), anchor=False)
     if row["label_kind"] == "dead":
         return
     words = confidence_words(row["confidence"])
     st.caption(
-        f"Feature {row['feature']}. Automatic label, {words} ({row['confidence']:.2f}); it names {KIND_WORDS[row['label_kind']]}.",
+        f"Automatic label, {words} ({row['confidence']:.2f}); it names {KIND_WORDS[row['label_kind']]}.",
         help="Labels come from the strongest examples and the logit lens; no other model is asked. The number is the share of examples, strong and "
         "weak ones, for which the label holds: clear from 0.8, fairly clear from 0.5, rough from 0.25, else unclear.",
     )

@@ -179,15 +179,24 @@ def related(bundle: Bundle, card: FeatureCard) -> None:
 
 def _feature_table(bundle: Bundle, card: FeatureCard, table: pd.DataFrame, columns: dict, name: str) -> None:
     """A table of features with their labels; selecting a row opens that feature."""
-    table = table.copy()
     table.insert(1, "Label", resources.get_frame(bundle)["label"].to_numpy()[table["Feature"].to_numpy()])
-    key = f"{name}_{card.ref.feature}"
-
-    def opened() -> None:
-        rows = st.session_state[key]["selection"]["rows"]
-        if rows:
-            st.session_state["feature"] = int(table["Feature"].iloc[rows[0]])
-
-    st.dataframe(table, hide_index=True, key=key, on_select=opened, selection_mode="single-row", column_config=columns, height="content",
-                 alt=f"{name} features of feature {card.ref.feature}")  # fmt: skip
+    st.dataframe(
+        table, hide_index=True, key=_table_key(name, card.ref.feature), on_select="rerun", selection_mode="single-row", column_config=columns,
+        height="content", alt=f"{name} features of feature {card.ref.feature}",
+    )  # fmt: skip
     st.caption("Select a row to open that feature.")
+
+
+def picked(card: FeatureCard) -> int:
+    """The feature whose row was just selected in a table of this feature's page, or this feature: known before anything is drawn."""
+    feature = card.ref.feature
+    for name, listed in (("nearest", [f for f, _ in card.neighbours]), ("coactive", [row["feature"] for row in card.extra["coactive"]])):
+        rows = st.session_state.get(_table_key(name, feature), {}).get("selection", {}).get("rows", ())
+        if rows and 0 <= rows[0] < len(listed):
+            return int(listed[rows[0]])
+    return feature
+
+
+def _table_key(name: str, feature: int) -> str:
+    """A key for each feature, so that a selection never carries over to the next one."""
+    return f"{name}_{feature}"

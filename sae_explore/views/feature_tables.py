@@ -55,7 +55,7 @@ def token_table(bundle: Bundle, found: text_view.TokenFeatures, *, key: str, fea
     """The features that fire on one token."""
     by, dense = stored_choices()
     frame = pd.DataFrame({"feature": found.feature, "label": _labels(bundle, found.feature), "share": 100 * found.share, "value": found.value})
-    config = _common_columns(148) | {"value": st.column_config.NumberColumn("Value", format="%.2f", width=62, help="Its activation on this token.")}
+    config = _common_columns(112) | {"value": st.column_config.NumberColumn("Value", format="%.2f", width=62, help="Its activation on this token.")}
     _selectable(frame, found.feature, config, key=f"{key}-{by}-{dense}", feature=feature, height=_height(len(frame), 8))
     hidden = f"; {wording.count_of(found.hidden, 'dense one')} hidden" if found.hidden else ""
     st.caption(f"{wording.count_of(len(found.feature), 'feature')} on this token{hidden}.")

@@ -13,32 +13,34 @@ from sae_explore.model_sources import display_name, download_size, is_local
 _TICK = 0.25  # seconds between two looks at the job
 
 
-def model_ready(bundle: Bundle) -> bool:
-    """Whether own texts can be read now. If not, load the model here and show the progress; False after a failure, which is shown."""
+def model_ready(bundle: Bundle, place) -> bool:
+    """Whether own texts can be read now. If not, load the model and show the progress in `place`, an `st.empty`; False after a
+    failure, which stays there with a way to try again.
+    """
     job = resources.tracer_job(bundle)
-    if job.tracer is not None:
-        return True
-    spec = bundle.manifest["model"]["spec"]
-    if job.error is None or job.running:
+    if job.tracer is None and (job.error is None or job.running):
         job.start()
-        here = is_local(spec, models=resources.cache_folder() / "models")
-        size = download_size(spec)
-        title = f"Loading {display_name(spec)}" if here else f"Fetching {display_name(spec)}" + (f", {size}" if size else "") + ", the first time only"
-        place = st.empty()
-        with place.container(), st.status(spans.md(title), expanded=True):
-            _follow(job, here)
+        place.empty()
+        with place.container():
+            _follow(job, bundle.manifest["model"]["spec"])
         place.empty()
     if job.tracer is not None:
         return True
-    st.error(f"The model could not be loaded: {spans.md(job.error or 'the work was interrupted')}", icon=":material/cloud_off:")
-    st.caption("Stored texts and all features can be explored without it.")
-    st.button("Try again", icon=":material/refresh:", on_click=job.start)
+    with place.container():
+        st.error(f"The model could not be loaded: {spans.md(job.error or 'the work was interrupted')}", icon=":material/cloud_off:")
+        st.caption("Stored texts and all features can be explored without it.")
+        st.button("Try again", icon=":material/refresh:", on_click=job.start)
     return False
 
 
-def _follow(job, here: bool) -> None:
-    if not here:
-        st.write("Own texts need the language model itself; it is kept for the next time.")
-    started, bar = time.monotonic(), st.progress(0.0)
-    while not job.wait(_TICK):
-        bar.progress(min(1.0, job.share or 0.0), text=f"{spans.md(job.text)} ({time.monotonic() - started:.0f} s)")
+def _follow(job, spec: str) -> None:
+    """Show what the job is doing until it has ended."""
+    here = is_local(spec, models=resources.cache_folder() / "models")
+    size = download_size(spec)
+    title = f"Loading {display_name(spec)}" if here else f"Fetching {display_name(spec)}" + (f", {size}" if size else "") + ", the first time only"
+    with st.status(spans.md(title), expanded=True):
+        if not here:
+            st.write("Own texts need the language model itself; it is kept for the next time.")
+        started, bar = time.monotonic(), st.progress(0.0)
+        while not job.wait(_TICK):
+            bar.progress(min(1.0, job.share or 0.0), text=f"{spans.md(job.text)} ({time.monotonic() - started:.0f} s)")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import streamlit as st
 
 from sae_explore import links, resources, spans
@@ -9,6 +11,7 @@ from sae_explore.bundle import Bundle
 from sae_explore.errors import ExploreError
 from sae_explore.views import sidebar
 
+_SETTLING = 0.8  # seconds after which the browser has surely heard of a new address
 
 # Streamlit's wide layout leaves little for the page at 1280 pixels, and lines too long to read on large screens.
 _FRAME = """
@@ -42,39 +45,58 @@ def run() -> None:
     st.session_state["_pages"] = found
     chosen = st.navigation(list(found.values()), position="sidebar")
     st.html(f"<style>{_FRAME}{spans.STYLE}</style>")
-    _read_link()
+    _read_link(chosen.url_path)
     chosen.run()
 
 
-def _read_link() -> None:
-    """Take over what the address asks for, once per address: a visitor's later choices are not undone by it."""
+def _read_link(page: str) -> None:
+    """Take over what the address asks for, once per address: a visitor's later choices are not undone by it.
+
+    The browser's Back brings an earlier address to the same page. So does a click made before the browser has heard of the
+    newest address; that one must change nothing.
+    """
+    state = st.session_state
     params = {key: st.query_params[key] for key in ("bundle", "feature", "features", "text", "doc") if key in st.query_params}
-    if not params or params == st.session_state.get("_written"):
+    same_page = state.get("_page") == page
+    state["_page"] = page
+    if params in (state.get("_written", {}), state.get("_read")) or not (params or same_page):
         return
-    if params == st.session_state.get("_read"):
+    if same_page and params in state["_earlier"] and time.monotonic() - state["_written_at"] < _SETTLING:
         return
-    st.session_state["_read"] = params
+    state["_read"] = params
     link = links.read_link(params, resources.bundle_names())
-    st.session_state["_problems"] = link.problems
+    state["_problems"] = link.problems
+    if not params or link.bundle not in (None, state.get("bundle")):  # another bundle, or the bare address: nothing chosen
+        for key in ("bundle", *sidebar.CHOICES):
+            state.pop(key, None)
     if link.bundle:
-        st.session_state["bundle"] = link.bundle
+        state["bundle"] = link.bundle
     if link.feature is not None:
-        st.session_state["feature"] = link.feature
+        state["feature"] = link.feature
+    elif link.text is not None or link.document is not None:
+        state.pop("feature", None)
     if link.features:
-        st.session_state["lens_features"] = list(link.features)
+        state["lens_features"] = list(link.features)
     if link.text is not None:
-        st.session_state["text"], st.session_state["document"] = link.text, None
+        state["text"], state["document"] = link.text, None
     if link.document is not None:
-        st.session_state["document"], st.session_state["text"] = link.document, None
+        state["document"], state["text"] = link.document, None
 
 
-def write_link(bundle: Bundle, **view) -> None:
-    """Make the address reopen this view: `feature`, `features`, `text`, `document` as in `links.query_of`."""
-    query = links.query_of(bundle=bundle.name, **view)
+def write_link(bundle: Bundle, *, bare: bool = False, **view) -> None:
+    """Make the address reopen this view: `feature`, `features`, `text`, `document` as in `links.query_of`.
+
+    `bare`: the page shows this by itself, so that on the first bundle the bare address will do.
+    """
+    state = st.session_state
+    query = {} if bare and bundle.name == resources.bundle_names()[0] else links.query_of(bundle=bundle.name, **view)
     if dict(st.query_params) != query:
         st.query_params.from_dict(query)
-    st.session_state["_written"] = query
-    st.session_state.pop("_read", None)  # a link followed before may be followed again
+    if query != state.get("_written", {}):
+        state["_earlier"] = [*state.get("_earlier", ()), state.get("_written", {})][-20:]
+        state["_written_at"] = time.monotonic()
+    state["_written"] = query
+    state.pop("_read", None)  # a link followed before may be followed again
 
 
 def page_named(name: str):
@@ -84,18 +106,20 @@ def page_named(name: str):
 
 def feature_link(bundle: Bundle, feature: int, label: str | None = None, **options) -> None:
     """A link to a feature's page, which also opens in a new tab."""
-    st.page_link(page_named("feature"), label=label or f"Feature {feature}", query_params=links.query_of(bundle=bundle.name, feature=feature), **options)
+    query = links.query_of(bundle=bundle.name, feature=feature)
+    st.page_link(page_named("feature"), label=label or f"Feature {feature}", query_params=query, **options)
 
 
 def _with_bundle(render) -> None:
     """Open the chosen bundle, draw the sidebar and the page; a damaged bundle is a message, and the others go on."""
     names = resources.bundle_names()
     for problem in st.session_state.pop("_problems", ()):
-        st.warning(problem, icon=":material/link_off:")
+        st.warning(spans.md(problem), icon=":material/link_off:")
     if not names:
         sidebar.empty()
         st.title("No bundle yet")
-        st.info(f"There is no bundle in {resources.cache_folder().name}/. Build one: `python -m sae_explore build gpt2`", icon=":material/inventory_2:")
+        folder = spans.md(f"{resources.cache_folder().name}/")
+        st.info(f"There is no bundle in {folder}. Build one: `python -m sae_explore build gpt2`", icon=":material/inventory_2:")
         return
     name = st.session_state.get("bundle")
     if name not in names:
@@ -105,12 +129,12 @@ def _with_bundle(render) -> None:
         bundle = resources.get_bundle(name)
     except ExploreError as error:
         sidebar.choose(names, name)
-        st.error(str(error), icon=":material/broken_image:")
+        st.error(spans.md(str(error)), icon=":material/broken_image:")
         return
     sidebar.choose(names, name)
     sidebar.describe(bundle)
     try:
         render(bundle)
     except ExploreError as error:
-        st.error(str(error), icon=":material/error:")
+        st.error(spans.md(str(error)), icon=":material/error:")
     resources.warm(bundle)

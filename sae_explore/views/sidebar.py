@@ -5,6 +5,9 @@ from __future__ import annotations
 import streamlit as st
 
 from sae_explore.bundle import Bundle
+from sae_explore.spans import md
+
+CHOICES = ("feature", "text", "document", "lens_features")  # what a session has chosen in a bundle
 
 
 def empty() -> None:
@@ -19,7 +22,7 @@ def choose(names: list[str], current: str) -> None:
 
     def changed() -> None:
         st.session_state["bundle"] = st.session_state["_bundle_choice"]
-        for key in ("feature", "text", "document", "lens_features"):
+        for key in CHOICES:
             st.session_state.pop(key, None)
 
     st.session_state["_bundle_choice"] = current  # a link may have changed it
@@ -32,7 +35,7 @@ def describe(bundle: Bundle) -> None:
     m, metrics = bundle.manifest, bundle.manifest["metrics"]
     sae, corpus = m["sae"], m["corpus"]
     with st.sidebar:
-        st.markdown(f"**{m['model']['display']}**")
+        st.markdown(f"**{md(m['model']['display'])}**")
         rows = [
             ("Where", f"{'output' if m['hook'].endswith('post') else 'input'} of block {m['hook'].split('.')[1]} of {m['model']['n_layers']}", m["hook"]),
             ("SAE", f"{sae['d_sae']:,} features, {sae['architecture']}" + (f", k = {sae['k']}" if sae["k"] else ""), sae["source"]),
@@ -40,7 +43,7 @@ def describe(bundle: Bundle) -> None:
             ("Texts", f"{corpus['documents']:,} texts, {corpus['tokens']:,} tokens", ", ".join(corpus["texts"])),
         ]
         for label, value, help_text in rows:
-            st.caption(f"{label}: {value}", help=help_text)
+            st.caption(f"{label}: {md(value)}", help=md(help_text))
         if bundle.name == "demo":
             st.caption("This is the demo on a small model. GPT-2 is one step away:")
-            st.code("python -m sae_explore build gpt2", language=None)
+            st.code("python -m sae_explore build gpt2", language=None, wrap_lines=True)

@@ -21,7 +21,7 @@ from sae_explore.views.token_picker import token_picker
 
 WIDE = [61, 39]  # of the page: the text and the tables, the card
 SCROLLED_FROM, SCROLLED_HEIGHT = 420, 460  # tokens from which the text scrolls in a frame, and the frame's pixels
-MAP_FEATURES = 12
+MAP_FEATURES, MAP_TOKENS = 12, 128
 _SHARES_LEGEND = [(f"{share:.0%}", "of the feature's maximum" if share == 1 else "", spans.step_at(share**2)) for share in (0.25, 0.5, 0.75, 1.0)]
 
 INTRO = (
@@ -57,12 +57,15 @@ def render(bundle: Bundle) -> None:
         _form(bundle)
     with right:
         _examples(picks)
-    shown = _text_to_show(bundle, picks)
+    body = st.empty()  # one place for the wait and for what follows it, so that nothing of the text before stays on the page
+    shown = _text_to_show(bundle, picks, body)
     if shown is None:
         return
-    feature = st.session_state.get("feature")
-    shell.write_link(bundle, feature=feature, text=shown.trace.text if shown.own else None, document=shown.document_id)
-    _analysis(bundle, shown, feature)
+    feature = _chosen_feature(bundle)
+    untouched = feature is None and not shown.own and st.session_state.get("document") is None
+    shell.write_link(bundle, bare=untouched, feature=feature, text=shown.trace.text if shown.own else None, document=shown.document_id)
+    with body.container():
+        _analysis(bundle, shown, feature)
 
 
 # ---- which text --------------------------------------------------------------------------------------------------------
@@ -109,18 +112,18 @@ def _examples(picks: list[Pick]) -> None:
              help="Stored texts on which specific features fire strongly, one of a kind. They open at once: their activations are in the bundle.")  # fmt: skip
 
 
-def _text_to_show(bundle: Bundle, picks: list[Pick]) -> Shown | None:
+def _text_to_show(bundle: Bundle, picks: list[Pick], body) -> Shown | None:
     """The own text, the stored one that was chosen, or the first example; None while there is nothing to show."""
     own = st.session_state.get("text")
     if own is not None:
         try:
             text_view.check_own_text(own)
-            if not model_wait.model_ready(bundle):
+            if not model_wait.model_ready(bundle, body):
                 return None
-            with st.spinner("Reading the text …", show_time=True):
+            with body, st.spinner("Reading the text …", show_time=True):
                 trace = resources.get_trace(bundle, own)
         except ExploreError as error:
-            st.error(spans.md(_sentence(str(error))), icon=":material/edit_off:")
+            body.error(spans.md(_sentence(str(error))), icon=":material/edit_off:")
             return None
         digest = hashlib.blake2b(own.encode(), digest_size=8).hexdigest()
         return Shown(trace, f"{bundle.name}-{digest}", True, "Your text", None)
@@ -132,6 +135,16 @@ def _text_to_show(bundle: Bundle, picks: list[Pick]) -> Shown | None:
     document_id, source, category = (bundle.documents[c][row].as_py() for c in ("id", "source", "category"))
     said = f"Stored text {spans.md(document_id)} ({spans.md(', '.join(dict.fromkeys(filter(None, (category, source)))))})"
     return Shown(resources.get_document_trace(bundle, row), f"{bundle.name}-{row}", False, said, document_id)
+
+
+def _chosen_feature(bundle: Bundle) -> int | None:
+    feature = st.session_state.get("feature")
+    try:
+        return None if feature is None else bundle.check_feature(feature)
+    except InputError as error:
+        st.session_state.pop("feature")
+        st.warning(spans.md(_sentence(str(error))), icon=":material/link_off:")
+        return None
 
 
 def _sentence(text: str) -> str:
@@ -150,8 +163,6 @@ def _analysis(bundle: Bundle, shown: Shown, feature: int | None) -> None:
     with left:
         _tokens(bundle, shown, scale, feature, position, dense)
         feature_tables.ranked_table(bundle, shown.trace, rows, key=f"rows-{shown.id}", feature=feature)
-        _map(bundle, shown, rows)
-        _downloads(bundle, shown, by)
     with right:
         if position is not None:
             _token_panel(bundle, shown, scale, position, feature, by, dense)
@@ -160,6 +171,8 @@ def _analysis(bundle: Bundle, shown: Shown, feature: int | None) -> None:
             feature_panel(bundle, feature, trace=shown.trace)
         elif position is None and len(rows):
             feature_panel(bundle, int(rows.feature[0]), trace=shown.trace, kicker="Strongest on this text")
+    _map(bundle, shown, rows, position)
+    _downloads(bundle, shown, by)
 
 
 def _chosen_token(shown: Shown) -> int | None:
@@ -245,8 +258,8 @@ def _token_panel(bundle: Bundle, shown: Shown, scale, position: int, feature: in
         feature_panel(bundle, int(found.feature[0]), trace=trace, kicker="Strongest on this token")
 
 
-def _map(bundle: Bundle, shown: Shown, rows: text_view.Ranked) -> None:
-    """Tokens x features; drawn only while it is open."""
+def _map(bundle: Bundle, shown: Shown, rows: text_view.Ranked, position: int | None) -> None:
+    """Tokens x features; drawn only while it is open. Of a long text a stretch: around the chosen token, or the best feature's peak."""
     if not len(rows):
         return
     panel = st.expander("Map of tokens and features", icon=":material/grid_on:", key="_map", on_change="rerun")
@@ -255,12 +268,19 @@ def _map(bundle: Bundle, shown: Shown, rows: text_view.Ranked) -> None:
     from sae_explore.figures_text import token_feature_heatmap  # plotly takes a while to import
 
     trace, features = shown.trace, rows.feature[:MAP_FEATURES]
-    values = np.stack([trace.rows.column(int(f)) for f in features])
-    part = np.stack([text_view.shares(row, np.full(len(row), bundle.maxima[f])) for row, f in zip(values, features, strict=True)])
-    names = [spans.dotted(t, b) for t, b in zip(trace.tokens.texts, trace.tokens.bytes, strict=True)]
-    figure = token_feature_heatmap(names, features.tolist(), [spans.plain(t) for t in text_view.labels_of(bundle, features)], values, np.nan_to_num(part), trace.ignored)
+    centre = int(rows.position[0]) if position is None else position
+    start = max(0, min(centre - MAP_TOKENS // 2, len(trace.tokens) - MAP_TOKENS))
+    part = slice(start, start + MAP_TOKENS)
+    values = np.stack([trace.rows.column(int(f))[part] for f in features])
+    shares = np.nan_to_num(values / np.where(bundle.maxima[features] > 0, bundle.maxima[features], np.nan)[:, None])
+    names = [spans.dotted(t, b) for t, b in zip(trace.tokens.texts[part], trace.tokens.bytes[part], strict=True)]
+    labels = [spans.plain(label) for label in text_view.labels_of(bundle, features)]
+    figure = token_feature_heatmap(names, features.tolist(), labels, values, shares, trace.ignored[part], start=start)
+    said = f"The first {wording.count_of(len(features), 'feature')} of the table, each on the scale of its own maximum."
+    if len(names) < len(trace.tokens):
+        said += f" Tokens {start} to {start + len(names) - 1} of {len(trace.tokens):,}: the stretch around the token that you choose."
     with panel:
-        st.caption(f"The first {len(features)} features of the table, each on the scale of its own maximum.")
+        st.caption(said)
         st.plotly_chart(figure, theme="streamlit", config={"displayModeBar": False}, key="_map_figure",
                         alt=f"Heatmap of {len(names)} tokens and {len(features)} features; the table above holds the same numbers.")  # fmt: skip
 
