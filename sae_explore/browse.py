@@ -11,10 +11,11 @@ import numpy as np
 import pandas as pd
 
 from sae_explore.bundle import Bundle
+from sae_explore.diverse import clarity
 from sae_explore.spans import dotted
 
 COLUMNS = ("feature", "label", "confidence", "density", "max", "peak", "lens", "kind")
-"""What is shown; the frame also holds `count`, `strength_ratio` and `search`."""
+"""What is shown; the frame also holds `count`, `clarity` (see `diverse`) and `search`."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +33,12 @@ class Filter:
 def feature_frame(bundle: Bundle) -> pd.DataFrame:
     """One row a feature, in order of numbers: so row i is feature i. Density in shares, white space of tokens made visible."""
     table = bundle.features.select(
-        ["feature", "label", "label_kind", "confidence", "density", "max", "peak_token", "lens_tokens", "count", "strength_ratio"]
+        ["feature", "label", "label_kind", "confidence", "density", "max", "peak_token", "lens_tokens", "count"]
     ).to_pandas()
     table = table.rename(columns={"label_kind": "kind", "peak_token": "peak", "lens_tokens": "lens"})
     table["search"] = (table["label"] + "\0" + table["peak"] + "\0" + table["lens"]).str.casefold()
     table["peak"] = table["peak"].map(dotted)
+    table["clarity"] = clarity(bundle.features, bundle.manifest["features"]["dense_above"])
     return table
 
 
@@ -61,21 +63,17 @@ def kept(frame: pd.DataFrame, wanted: Filter) -> np.ndarray:
 
 
 def ordered(frame: pd.DataFrame, mask: np.ndarray, *, query: str = "") -> np.ndarray:
-    """Features of the mask, clearest label first (ties: lower number), dead ones last; one asked for by number before all."""
+    """Features of the mask by falling clarity (see `diverse`; ties: lower number), those without one last; one asked for by number first."""
     rows = np.flatnonzero(mask)
-    confidence = np.where(frame["count"].to_numpy()[rows] > 0, frame["confidence"].to_numpy()[rows], -1)
-    rows = rows[np.argsort(-confidence, kind="stable")]
+    rows = rows[np.argsort(-np.nan_to_num(frame["clarity"].to_numpy()[rows], nan=-1), kind="stable")]
     number = _number(query)
     return rows if number is None else np.concatenate([rows[rows == number], rows[rows != number]])
 
 
-def start_feature(frame: pd.DataFrame, dense_above: float) -> int:
-    """A feature worth opening first: the clearest label among live, not dense features, of those the most frequent."""
-    usable = (frame["count"].to_numpy() > 0) & (frame["density"].to_numpy() <= dense_above)
-    if not usable.any():
-        return 0
-    order = np.lexsort((frame["count"].to_numpy(), frame["confidence"].to_numpy(), usable))
-    return int(order[-1])
+def start_feature(frame: pd.DataFrame) -> int:
+    """A feature worth opening first: the clearest one; where none has enough firings the most frequent."""
+    scores = frame["clarity"].to_numpy()
+    return int(np.nanargmax(scores)) if np.isfinite(scores).any() else int(frame["count"].to_numpy().argmax())
 
 
 def _number(query: str) -> int | None:

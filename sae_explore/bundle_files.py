@@ -149,7 +149,9 @@ def switch(work: Path, folder: Path, manifest: dict) -> None:
         shutil.rmtree(target, ignore_errors=True)
         os.replace(work, target)
     else:
-        raise BundleError(f"the finished files of bundle {folder.name!r} were changed before they could be published; build it again with --force")
+        raise BundleError(
+            f"the finished files of bundle {folder.name!r} were changed before they could be published; build it again with --force"
+        )
     write_json(folder / MANIFEST, manifest)
     for old in folder.glob("g-*"):
         if old.is_dir() and old.name not in (target.name, previous):

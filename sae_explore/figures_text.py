@@ -24,7 +24,14 @@ def plotly_text(text: str) -> str:
 
 
 def token_feature_heatmap(
-    tokens: Sequence[str], features: Sequence[int], labels: Sequence[str], values: np.ndarray, shares: np.ndarray, ignored: np.ndarray, *, start: int = 0
+    tokens: Sequence[str],
+    features: Sequence[int],
+    labels: Sequence[str],
+    values: np.ndarray,
+    shares: np.ndarray,
+    ignored: np.ndarray,
+    *,
+    start: int = 0,
 ) -> go.Figure:
     """Where the features fire: a row a feature, best one on top, a column a token.
 
@@ -43,24 +50,63 @@ def token_feature_heatmap(
     positions = np.arange(start, start + n)
     figure = go.Figure(
         go.Heatmap(
-            x=positions, y=np.arange(len(features)), z=np.where(strength > 0, strength, np.nan), zmin=0, zmax=1, text=hover, hoverinfo="text",
-            hoverongaps=False, xgap=1 if few else 0, ygap=ROW - CELL, colorscale=[[0, f"rgba({_ORANGE},0.06)"], [1, f"rgba({_ORANGE},0.95)"]],
-            colorbar={"title": {"text": "Share of the feature's maximum", "side": "top", "font": {"size": 12}}, "orientation": "h", "thickness": 10,
-                      "lenmode": "pixels", "len": 260, "x": 0, "xanchor": "left", "y": 1, "yanchor": "bottom", "yref": "paper", "xpad": 0, "ypad": 2,
-                      "outlinewidth": 0, "tickvals": [spans.strength(t, 1.0) for t in _TICKS], "ticktext": [f"{t:.0%}" for t in _TICKS]},
+            x=positions,
+            y=np.arange(len(features)),
+            z=np.where(strength > 0, strength, np.nan),
+            zmin=0,
+            zmax=1,
+            text=hover,
+            hoverinfo="text",
+            hoverongaps=False,
+            xgap=1 if few else 0,
+            ygap=ROW - CELL,
+            colorscale=[[0, f"rgba({_ORANGE},0.06)"], [1, f"rgba({_ORANGE},0.95)"]],
+            colorbar={
+                "title": {"text": "Share of the feature's maximum", "side": "top", "font": {"size": 12}},
+                "orientation": "h",
+                "thickness": 10,
+                "lenmode": "pixels",
+                "len": 260,
+                "x": 0,
+                "xanchor": "left",
+                "y": 1,
+                "yanchor": "bottom",
+                "yref": "paper",
+                "xpad": 0,
+                "ypad": 12,
+                "outlinewidth": 0,
+                "tickvals": [spans.strength(t, 1.0) for t in _TICKS],
+                "ticktext": [f"{t:.0%}" for t in _TICKS],
+            },
         )
-    )  # fmt: skip
+    )
     for row, head in enumerate(heads):
-        figure.add_annotation(x=0, xref="paper", xanchor="left", y=row, yref="y", yanchor="bottom", yshift=CELL / 2 - 2, text=head, showarrow=False,
-                              align="left", font={"size": 12})  # fmt: skip
+        figure.add_annotation(
+            x=0,
+            xref="paper",
+            xanchor="left",
+            y=row,
+            yref="y",
+            yanchor="bottom",
+            yshift=CELL / 2 - 2,
+            text=head,
+            showarrow=False,
+            align="left",
+            font={"size": 12},
+        )
     for i in np.flatnonzero(ignored):
         figure.add_vrect(x0=start + i - 0.5, x1=start + i + 0.5, fillcolor="rgba(128,128,128,0.18)", line_width=0, layer="below")
     ticks = {"tickvals": positions, "ticktext": names, "tickangle": -90} if few else {"title": {"text": "Position of the token"}}
     figure.update_xaxes(range=[start - 0.5, start + n - 0.5], showgrid=False, zeroline=False, **ticks)
     figure.update_yaxes(range=[len(features) - 0.5, -0.6], showticklabels=False, showgrid=False, zeroline=False)
     top, bottom = 58, 84 if few else 48
-    figure.update_layout(height=top + ROW * len(features) + bottom, margin={"l": 0, "r": 0, "t": top, "b": bottom}, dragmode=False,
-                         paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)")  # fmt: skip
+    figure.update_layout(
+        height=top + ROW * len(features) + bottom,
+        margin={"l": 0, "r": 0, "t": top, "b": bottom},
+        dragmode=False,
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+    )
     return figure
 
 

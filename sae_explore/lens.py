@@ -14,7 +14,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from sae_explore.diverse import diverse_features as diverse_features  # re-exported
 from sae_explore.model import Unembedding
 
 CONVENTIONS = ("folded", "raw", "cosine")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,8 @@ log = logging.getLogger(__name__)
 # Where each kind of model keeps its blocks and final norm, seen from its base model. Found by structure, checked at load.
 _NORM_NAMES = ("ln_f", "norm", "final_layer_norm", "final_layernorm")
 _BLOCK_NAMES = ("h", "layers")
+# While transformers loads a model it patches torch for the whole process: two at once leave tied weights untied for good.
+_LOADING = threading.Lock()
 
 
 class Unembedding(NamedTuple):
@@ -177,9 +180,10 @@ def read_config(folder: Path):
 def load_weights(auto_class, folder: Path, config):
     """A model from local files in fp32. ModelError where a file is bad, or lacks weights: transformers would draw those at random."""
     try:
-        model, info = auto_class.from_pretrained(
-            folder, config=config, dtype=torch.float32, local_files_only=True, trust_remote_code=False, output_loading_info=True
-        )
+        with _LOADING:
+            model, info = auto_class.from_pretrained(
+                folder, config=config, dtype=torch.float32, local_files_only=True, trust_remote_code=False, output_loading_info=True
+            )
     except Exception as error:  # transformers, safetensors and torch each raise their own kinds for a bad file
         raise ModelError(f"the model in {folder} could not be loaded: {_first_line(error)}") from error
     if missing := sorted(info["missing_keys"]):

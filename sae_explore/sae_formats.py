@@ -7,6 +7,7 @@ refused by name instead of being ignored. The format is that of `sae_lens.saes.s
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -94,6 +95,7 @@ def save_sae(sae: Sae, folder: Path, *, dtype: torch.dtype = torch.float32) -> N
     except SafetensorError as error:
         raise SaeError(f"{folder / WEIGHTS_FILE} cannot be written: {str(error)[:200]}") from error
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+    shutil.copymode(folder / CONFIG_FILE, folder / WEIGHTS_FILE)  # safetensors lets nobody but the owner read its files
 
 
 def _read_config(folder: Path) -> dict:

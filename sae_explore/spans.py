@@ -168,10 +168,12 @@ def examples_html(examples: Iterable[Example], maximum: float, *, feature: int, 
     """A list of examples as one block: peak value, tokens in context, category."""
     rows = []
     for e in examples:
-        spans = token_spans(e.tokens, e.values, e.ignored, maximum, peak=e.peak - e.start, start=e.start, data=e.bytes or None, feature=feature)
+        peak, data = e.peak - e.start, e.bytes or None
+        spans = token_spans(e.tokens, e.values, e.ignored, maximum, peak=peak, start=e.start, data=data, feature=feature)
         left = '<span class="cut">… </span>' if e.cut_left else ""
         right = '<span class="cut"> …</span>' if e.cut_right else ""
-        where = f'<span class="c" title="{escape(f"{e.document_id} · {e.source} · token {e.peak}")}">{escape(e.category)}</span>' if categories else ""
+        tip = escape(f"{e.document_id} · {e.source} · token {e.peak}")
+        where = f'<span class="c" title="{tip}">{escape(e.category)}</span>' if categories else ""
         rows.append(f'<div class="v">{e.max:.2f}</div><div class="x">{left}{spans}{right}{where}</div>')
     return f'<div class="sx ex">{"".join(rows)}</div>'
 
@@ -193,7 +195,8 @@ def bands_html() -> str:
 
 def legend_html(entries: Iterable[tuple[str, str, int]]) -> str:
     """Colours and what they mean: (word on the colour, words after it, step)."""
-    parts = (
-        f'<span class="key"><span class="band a{step}">{escape(word)}</span><span class="note">{escape(note)}</span></span>' for word, note, step in entries
-    )
+    parts = [
+        f'<span class="key"><span class="band a{step}">{escape(word)}</span><span class="note">{escape(note)}</span></span>'
+        for word, note, step in entries
+    ]
     return f'<div class="sx legend">{"".join(parts)}</div>'

@@ -148,6 +148,17 @@ def ranked_csv(trace: TextTrace, bundle: Bundle, *, by: str = "share") -> str:
     writer.writerow(["feature", "label", "share_of_max", "max", "sum", "tokens", "peak_position", "peak_token", "dense"])
     for i, label in enumerate(labels_of(bundle, rows.feature)):
         feature, position = int(rows.feature[i]), int(rows.position[i])
-        writer.writerow([feature, label, f"{rows.share[i]:.4f}", f"{rows.max[i]:.4f}", f"{rows.sum[i]:.4f}", int(rows.count[i]), position,
-                         trace.tokens.texts[position], bool(scale.dense[feature])])  # fmt: skip
+        writer.writerow(
+            [
+                feature,
+                label,
+                f"{rows.share[i]:.4f}",
+                f"{rows.max[i]:.4f}",
+                f"{rows.sum[i]:.4f}",
+                int(rows.count[i]),
+                position,
+                trace.tokens.texts[position],
+                bool(scale.dense[feature]),
+            ]
+        )
     return out.getvalue()

@@ -78,6 +78,15 @@ def test_feature_major_ranks(made):
     assert store.kept(0) == store.kept(1) == 0  # dead
 
 
+def test_values_of_one_feature_on_a_stretch(made):
+    rows, _, store = made
+    for feature in (0, 2, 7, 29):
+        for start, stop in ((0, 200), (17, 18), (20, 70), (5, 5)):
+            expected = [dict(row).get(feature, 0.0) for row in rows[start:stop]]
+            assert store.values_of(feature, start, stop).tolist() == expected
+            assert store.rows(start, stop).column(feature).tolist() == expected
+
+
 def test_rank_of_value(made):
     rows, _, store = made
     for feature in (0, 2, 7, 29):

@@ -10,10 +10,12 @@ from sae_explore.bundle_files import (
     SCHEMA,
     bundle_names,
     check_name,
+    complete_manifest,
     default_cache,
     publish,
     read_manifest,
     sha256_of,
+    switch,
     verify_hashes,
     write_json,
 )
@@ -113,6 +115,41 @@ def test_facts_taken_from_an_older_manifest_do_not_name_its_files(bundle, work):
     verify_hashes(bundle, new)
 
 
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("step", ["os.replace", "sae_explore.bundle_files.write_json", "shutil.rmtree"])
+def test_a_switch_killed_at_any_point_is_done_again(bundle, work, monkeypatch, step):
+    """Before the files are moved, before the manifest names them, before the old ones are cleared away: readers always see a bundle."""
+    publish(work("two", "second"), bundle, FACTS)  # so that there is something to clear away
+    finished = work("three", "third")
+    manifest = complete_manifest(finished, FACTS)
+
+    def die(path, *_arguments, **_options):
+        if path.exists():
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(step, die)
+        with pytest.raises(Killed):
+            switch(finished, bundle, manifest)
+    verify_hashes(bundle, read_manifest(bundle))
+    switch(finished, bundle, manifest)
+    assert read_manifest(bundle) == manifest
+    verify_hashes(bundle, manifest)
+    assert not finished.exists()
+
+
+def test_files_changed_before_the_switch_are_refused(bundle, work):
+    finished, before = work("two", "second"), read_manifest(bundle)
+    manifest = complete_manifest(finished, FACTS)
+    (finished / "a.bin").write_bytes(b"other")
+    with pytest.raises(BundleError, match="changed before they could be published"):
+        switch(finished, bundle, manifest)
+    assert read_manifest(bundle) == before
+
+
 def test_publishing_over_an_unreadable_manifest(bundle, work):
     for i, text in enumerate(("{", "[1]", "{}")):
         (bundle / MANIFEST).write_text(text)
@@ -161,6 +198,7 @@ DAMAGE = {
     "a generation that is a number": (lambda f: change(f, lambda m: m.update(folder=3)), "no valid generation"),
     "files in a list": (lambda f: change(f, lambda m: m.update(files=["a.bin"])), "no valid generation"),
     "a file without facts": (lambda f: change(f, lambda m: m["files"].update({"a.bin": "sha"})), "no size and sha256 of a.bin"),
+    "a figure changed": (lambda f: change(f, lambda m: m.update(context=64)), "contents of its manifest.json have changed"),
     "a name with a NUL": (lambda f: change(f, lambda m: m["files"].update({"a\0b": {"size": 1}})), "missing"),
 }
 

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from sae_explore.diverse import diverse_features
 from sae_explore.lens import (
     CONVENTIONS,
     LENS_TOP,
     LOGIT_BINS,
-    diverse_features,
     lens_matrix,
     lens_table,
     nearest_by_cosine,

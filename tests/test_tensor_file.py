@@ -1,5 +1,6 @@
 """Tensor files against the safetensors library, both ways; damaged files always end in BundleError."""
 
+import errno
 import json
 
 import numpy as np
@@ -63,6 +64,25 @@ def test_a_file_appears_only_when_it_is_whole(tmp_path):
         interrupted()
     assert read_tensors(tmp_path / "a")["x"].tolist() == [0, 1, 2, 3]
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_full_disk_is_an_error_before_anything_is_written(tmp_path, monkeypatch):
+    def full(_descriptor, _offset, _length):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_tensors(tmp_path / "a", {"x": np.arange(4)})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_file_systems_that_cannot_reserve_space_are_written_all_the_same(tmp_path, monkeypatch):
+    def unable(_descriptor, _offset, _length):
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr("os.posix_fallocate", unable)
+    write_tensors(tmp_path / "a", {"x": np.arange(4)})
+    assert read_tensors(tmp_path / "a")["x"].tolist() == [0, 1, 2, 3]
 
 
 def test_equal_contents_make_equal_files(tmp_path):

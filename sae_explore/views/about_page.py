@@ -26,7 +26,7 @@ def render(bundle: Bundle) -> None:
     st.header("Ideas", anchor=False)
     left, right = st.columns(2, gap="large")
     frame = resources.get_frame(bundle)
-    clear = start_feature(frame, bundle.manifest["features"]["dense_above"])
+    clear = start_feature(frame)
     with left:
         _sparsity(bundle, frame)
         _monosemantic(bundle, clear)

@@ -18,15 +18,17 @@ _ONE_IN = (0, 1_000_000, 300_000, 100_000, 30_000, 10_000, 3_000, 1_000, 300, 10
 _HEIGHT = 560
 _DEAD = "Features that fire on none of this bundle's tokens."
 
+_HOLDS = "Share of examples, strong and weak ones, for which the label holds."
+
 _CONFIG = {
-    "feature": st.column_config.NumberColumn("Feature", format="%d", width=70, pinned=True),
-    "label": st.column_config.TextColumn("Label", width=230, help="Automatic: what the strongest examples have in common."),
+    "feature": st.column_config.NumberColumn("Feature", format="%d", width=65, pinned=True),
+    "label": st.column_config.TextColumn("Label", width=190, help="Automatic: what the strongest examples have in common."),
     "kind": st.column_config.TextColumn("The label names", width=130, help="Which property the label is about."),
     "confidence": st.column_config.ProgressColumn(
-        "Confidence", format="%.2f", min_value=0, max_value=1, width=110, help="Share of examples, strong and weak ones, for which the label holds."
+        "Confidence", format="%.2f", min_value=0, max_value=1, width=100, help=_HOLDS
     ),
-    "density": st.column_config.NumberColumn("Fires on", format="%.3f %%", width=90, help="Density: share of tokens on which the feature fires."),
-    "max": st.column_config.NumberColumn("Max", format="%.2f", width=75, help="Strongest activation on these texts, in the SAE's own units."),
+    "density": st.column_config.NumberColumn("Fires on", format="%.3f %%", width=80, help="Density: share of tokens on which the feature fires."),
+    "max": st.column_config.NumberColumn("Max", format="%.2f", width=65, help="Strongest activation on these texts, in the SAE's own units."),
     "peak": st.column_config.TextColumn("Peak token", width=110, help="The commonest peak token of the strongest examples; · is a leading space."),
     "lens": st.column_config.TextColumn("Writes", width=280, help="The tokens that the logit lens says the feature promotes most."),
 }
@@ -42,7 +44,7 @@ def render(bundle: Bundle) -> None:
     rows = ordered(frame, mask, query=wanted.query)
     left, right = st.columns([8, 5], gap="medium")
     with left:
-        st.markdown(f"**{len(rows):,} of {count_of(len(frame), 'feature')}**" + _hidden(wanted, summary))
+        st.markdown(f"**{len(rows):,} of {count_of(len(frame), 'feature')}**" + _hidden(wanted, summary), help="First the features with clear labels that are not too common. A click on a column's head sorts by it.")
         chosen = _table(frame, rows, wanted) if len(rows) else _nothing(wanted)
     with right:
         _density(frame, wanted)
@@ -59,7 +61,7 @@ def render(bundle: Bundle) -> None:
 def _filters(summary: dict) -> Filter:
     """The row of controls; their values stay when one comes back to the page."""
     stay = {"persist_state": "session"}
-    first, second, third = st.columns([5, 4, 4], gap="medium")
+    first, second, third, fourth = st.columns([6, 4, 4, 4], gap="medium")
     with first:
         query = st.text_input("Search", key="browse_query", placeholder="a word of a label, a token, or a feature's number", live=True, type="search",
                               help="Finds this piece of text, in upper or lower case, in labels, peak tokens and promoted tokens.", **stay)  # fmt: skip
@@ -71,7 +73,8 @@ def _filters(summary: dict) -> Filter:
         kinds = st.multiselect("The label names", list(KIND_WORDS), format_func=KIND_WORDS.get, key="browse_kinds", placeholder="anything",
                                help="Which property the label is about.", **stay)  # fmt: skip
     with third:
-        confidence = st.slider("Confidence at least", 0.0, 1.0, 0.0, 0.05, key="browse_confidence", help="Share of examples for which the label holds.", **stay)
+        confidence = st.slider("Confidence at least", 0.0, 1.0, 0.0, 0.05, key="browse_confidence", help=_HOLDS, **stay)
+    with fourth:
         low, high = st.select_slider("Fires on", _ONE_IN, (_ONE_IN[0], _ONE_IN[-1]), format_func=_stop_words, key="browse_density", **stay)
     return Filter(
         query=query or "", hide_dead=hide_dead, dense_above=summary["dense_above"] if hide_dense else None, kinds=frozenset(kinds),

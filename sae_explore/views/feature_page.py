@@ -44,7 +44,7 @@ def _chosen(bundle: Bundle) -> int:
     asked = st.session_state.get("feature")
     if asked is not None and 0 <= asked < bundle.d_sae:
         return int(asked)
-    found = start_feature(resources.get_frame(bundle), bundle.manifest["features"]["dense_above"])
+    found = start_feature(resources.get_frame(bundle))
     if asked is not None:
         st.warning(
             f"There is no feature {asked}: this bundle has features 0 to {bundle.d_sae - 1:,}. Showing feature {found} instead.",

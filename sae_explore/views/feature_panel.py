@@ -18,9 +18,15 @@ LABEL_HELP = (
     "Confidence is the share of strong and weak examples for which it is true. No other model was asked."
 )
 DENSITY_HELP = "Density: on how many of the corpus's tokens the feature fires at all."
-MAX_HELP = "The strongest activation of this feature on the corpus. Values are in the SAE's own units; they compare within a feature, hardly between two."
+MAX_HELP = (
+    "The strongest activation of this feature on the corpus. Values are in the SAE's own units; they compare within a feature, "
+    "hardly between two."
+)
 BAND_HELP = "Shares of the feature's own maximum in words: trace under 5 %, weak under 25 %, moderate under 50 %, strong from there."
-LENS_HELP = "The logit lens reads the feature's direction as if it were the model's last: words that it makes more likely, and words that it makes less likely."
+LENS_HELP = (
+    "The logit lens reads the feature's direction as if it were the model's last word: tokens that it makes more likely, "
+    "and tokens that it makes less likely."
+)
 
 
 def feature_panel(bundle: Bundle, feature: int, *, trace: TextTrace | None = None, kicker: str | None = None) -> None:
@@ -31,8 +37,13 @@ def feature_panel(bundle: Bundle, feature: int, *, trace: TextTrace | None = Non
             st.caption(kicker)
         st.subheader(spans.md(row["label"]), anchor=False)
         if row["count"]:
-            st.caption(f"Feature {feature}; automatic label, {wording.confidence_words(row['confidence'])} ({row['confidence']:.2f})", help=LABEL_HELP)
-            st.markdown(f"Fires on **{wording.percent(row['density'])}** of tokens: {wording.density_words(row['density'])}", help=DENSITY_HELP)
+            st.caption(
+                f"Feature {feature}; automatic label, {wording.confidence_words(row['confidence'])} ({row['confidence']:.2f})",
+                help=LABEL_HELP,
+            )
+            st.markdown(
+                f"Fires on **{wording.percent(row['density'])}** of tokens: {wording.density_words(row['density'])}", help=DENSITY_HELP
+            )
             st.markdown(f"Maximum **{row['max']:.2f}** on the corpus", help=MAX_HELP)
         if trace is not None:
             st.markdown(_on_text(bundle, feature, trace), help=BAND_HELP)

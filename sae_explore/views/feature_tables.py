@@ -13,10 +13,14 @@ from sae_explore.types import TextTrace
 RANK_NAMES = {"share": "Share of maximum", "max": "Maximum", "sum": "Sum"}
 _ROW = 35
 SHARE_HELP = (
-    "The strongest activation here as a share of the feature's maximum on the corpus. Features differ in scale, so shares compare where values do not. "
-    "On a text of your own it can pass 100 %."
+    "The strongest activation here as a share of the feature's maximum on the corpus. Features differ in scale, so shares compare "
+    "where values do not. On a text of your own it can pass 100 %."
 )
-DENSE_HELP = "Dense features fire on more than {limit:.0%} of all tokens: often position, sentence structure or the model's bookkeeping, and so they say little about this text."
+DENSE_HELP = (
+    "Dense features fire on more than {limit:.0%} of all tokens: often position, sentence structure or the model's bookkeeping, "
+    "and so they say little about this text."
+)
+RANK_HELP = "Share: for what the feature can reach. Maximum: its strongest activation here. Sum: over all tokens of the text."
 
 
 def stored_choices() -> tuple[str, bool]:
@@ -29,20 +33,43 @@ def ranked_table(bundle: Bundle, trace: TextTrace, rows: text_view.Ranked, *, ke
     by, dense = stored_choices()
     st.subheader("Features on this text", anchor=False)
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        st.segmented_control("Rank by", list(RANK_NAMES), format_func=RANK_NAMES.get, default="share", required=True, key="_rank", persist_state="session",
-                             help="Share: for what the feature can reach. Maximum: its strongest activation here. Sum: over all tokens of the text.")  # fmt: skip
+        st.segmented_control(
+            "Rank by",
+            list(RANK_NAMES),
+            format_func=RANK_NAMES.get,
+            default="share",
+            required=True,
+            key="_rank",
+            persist_state="session",
+            help=RANK_HELP,
+        )
         if rows.hidden or dense:
             limit = bundle.manifest["features"]["dense_above"]
-            st.toggle("Show dense features" + (f" ({rows.hidden} hidden)" if rows.hidden else ""), key="_dense", persist_state="session",
-                      help=DENSE_HELP.format(limit=limit))  # fmt: skip
+            st.toggle(
+                "Show dense features" + (f" ({rows.hidden} hidden)" if rows.hidden else ""),
+                key="_dense",
+                persist_state="session",
+                help=DENSE_HELP.format(limit=limit),
+            )
     if not len(rows):
         st.info("No feature fires on this text.", icon=":material/do_not_disturb_on:")
         return
     peaks = [spans.dotted(trace.tokens.texts[p], trace.tokens.bytes[p]) for p in rows.position]
-    frame = pd.DataFrame({"feature": rows.feature, "label": _labels(bundle, rows.feature), "share": 100 * rows.share, "max": rows.max, "sum": rows.sum,
-                          "tokens": rows.count, "peak": peaks})  # fmt: skip
+    frame = pd.DataFrame(
+        {
+            "feature": rows.feature,
+            "label": _labels(bundle, rows.feature),
+            "share": 100 * rows.share,
+            "max": rows.max,
+            "sum": rows.sum,
+            "tokens": rows.count,
+            "peak": peaks,
+        }
+    )
     config = _common_columns(172) | {
-        "max": st.column_config.NumberColumn("Max", format="%.2f", width=52, help="Strongest activation on this text, in the SAE's own units."),
+        "max": st.column_config.NumberColumn(
+            "Max", format="%.2f", width=52, help="Strongest activation on this text, in the SAE's own units."
+        ),
         "sum": st.column_config.NumberColumn("Sum", format="%.1f", width=54, help="Sum of its activations over the text."),
         "tokens": st.column_config.NumberColumn("Tokens", width=54, help="On how many tokens of the text it fires."),
         "peak": st.column_config.TextColumn("Peak", width=72, help="The token on which it fires most strongly."),
@@ -54,8 +81,12 @@ def ranked_table(bundle: Bundle, trace: TextTrace, rows: text_view.Ranked, *, ke
 def token_table(bundle: Bundle, found: text_view.TokenFeatures, *, key: str, feature: int | None) -> None:
     """The features that fire on one token."""
     by, dense = stored_choices()
-    frame = pd.DataFrame({"feature": found.feature, "label": _labels(bundle, found.feature), "share": 100 * found.share, "value": found.value})
-    config = _common_columns(112) | {"value": st.column_config.NumberColumn("Value", format="%.2f", width=62, help="Its activation on this token.")}
+    frame = pd.DataFrame(
+        {"feature": found.feature, "label": _labels(bundle, found.feature), "share": 100 * found.share, "value": found.value}
+    )
+    config = _common_columns(112) | {
+        "value": st.column_config.NumberColumn("Value", format="%.2f", width=62, help="Its activation on this token.")
+    }
     _selectable(frame, found.feature, config, key=f"{key}-{by}-{dense}", feature=feature, height=_height(len(frame), 8))
     hidden = f"; {wording.count_of(found.hidden, 'dense one')} hidden" if found.hidden else ""
     st.caption(f"{wording.count_of(len(found.feature), 'feature')} on this token{hidden}.")
@@ -73,7 +104,9 @@ def _height(rows: int, most: int) -> int:
 def _common_columns(width: int) -> dict:
     return {
         "feature": st.column_config.NumberColumn("Feature", format="%d", width=56),
-        "label": st.column_config.TextColumn("Label", width=width, help="Automatic: what the tokens of its strongest examples have in common."),
+        "label": st.column_config.TextColumn(
+            "Label", width=width, help="Automatic: what the tokens of its strongest examples have in common."
+        ),
         "share": st.column_config.ProgressColumn("Share", format="%.0f %%", min_value=0, max_value=100, width=88, help=SHARE_HELP),
     }
 
@@ -97,5 +130,13 @@ def _selectable(frame: pd.DataFrame, features: np.ndarray, config: dict, *, key:
         else:
             st.session_state.pop("feature", None)
 
-    st.dataframe(frame, key=key, hide_index=True, column_config=config, selection_mode=("single-row", "single-cell"), on_select=chosen,
-                 height=height, row_height=_ROW)  # fmt: skip
+    st.dataframe(
+        frame,
+        key=key,
+        hide_index=True,
+        column_config=config,
+        selection_mode=("single-row", "single-cell"),
+        on_select=chosen,
+        height=height,
+        row_height=_ROW,
+    )

@@ -24,8 +24,10 @@ def test_box(bundle: Bundle, feature: int) -> None:
     """A form, and below it the text coloured by this feature."""
     st.subheader("Does my text activate it?", anchor=False)
     with st.form("feature_test", border=False):
-        text = st.text_area("A text of your own", value=st.session_state.get(_TEXT, ""), height=90, max_chars=MAX_CHARACTERS,
-                            placeholder="A sentence that may or may not activate this feature", label_visibility="collapsed")  # fmt: skip
+        text = st.text_area(
+            "A text of your own", key="_test_area", persist_state="session", height=90, max_chars=MAX_CHARACTERS,
+            placeholder="A sentence that may or may not activate this feature", label_visibility="collapsed",
+        )  # fmt: skip
         submitted = st.form_submit_button("Test", icon=":material/play_arrow:")
     if submitted:
         st.session_state[_TEXT] = text
@@ -34,9 +36,10 @@ def test_box(bundle: Bundle, feature: int) -> None:
         if submitted:
             st.caption("There is no text yet: write or paste some.")
         return
-    if resources.tracer_job(bundle).tracer is None and not submitted:
-        return  # a text of an earlier session of the server: no model is loaded without being asked for
-    if model_ready(bundle):
+    job = resources.tracer_job(bundle)
+    if job.tracer is None and not (submitted or job.running):
+        return  # walking on to another feature loads no model: that is asked for with the button
+    if model_ready(bundle, st.empty()):
         try:
             _result(bundle, feature, resources.get_trace(bundle, text))
         except ExploreError as error:

@@ -9,7 +9,7 @@ import streamlit as st
 
 from sae_explore import figures, resources, spans
 from sae_explore.bundle import Bundle
-from sae_explore.diverse import cosine_matrix
+from sae_explore.diverse import LIMIT, cosine_matrix
 from sae_explore.spans import md
 from sae_explore.views import shell
 from sae_explore.views.feature_sections import convention_choice, lens_baseline
@@ -90,7 +90,7 @@ def _choice(bundle: Bundle) -> None:
         st.text_input("Features", key=_NUMBERS, on_change=_typed, args=(bundle,), placeholder="numbers, as in 12, 340, 7", width=340,
                       help=f"Numbers of up to {MOST} features, with commas or spaces between them.")  # fmt: skip
         st.button("Diverse features", icon=":material/shuffle:", on_click=_take_diverse, args=(bundle,),
-                  help=f"{_DIVERSE} features with clear labels whose directions differ (|cosine| below 0.7): the clearest first.")  # fmt: skip
+                  help=f"{_DIVERSE} features with clear labels that are not too common, and whose directions differ (|cosine| below {LIMIT}).")  # fmt: skip
 
 
 # ---- what they write ---------------------------------------------------------------------------------------------------

@@ -21,9 +21,10 @@ def model_ready(bundle: Bundle, place) -> bool:
     if job.tracer is None and (job.error is None or job.running):
         job.start()
         place.empty()
-        with place.container():
-            _follow(job, bundle.manifest["model"]["spec"])
-        place.empty()
+        if not job.wait(_TICK):  # long enough for the browser to have emptied the place
+            with place.container():
+                _follow(job, bundle.manifest["model"]["spec"])
+            place.empty()
     if job.tracer is not None:
         return True
     with place.container():
@@ -37,7 +38,11 @@ def _follow(job, spec: str) -> None:
     """Show what the job is doing until it has ended."""
     here = is_local(spec, models=resources.cache_folder() / "models")
     size = download_size(spec)
-    title = f"Loading {display_name(spec)}" if here else f"Fetching {display_name(spec)}" + (f", {size}" if size else "") + ", the first time only"
+    title = (
+        f"Loading {display_name(spec)}"
+        if here
+        else ", ".join(filter(None, (f"Fetching {display_name(spec)}", size, "the first time only")))
+    )
     with st.status(spans.md(title), expanded=True):
         if not here:
             st.write("Own texts need the language model itself; it is kept for the next time.")

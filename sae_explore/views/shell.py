@@ -61,7 +61,7 @@ def _read_link(page: str) -> None:
     state["_page"] = page
     if params in (state.get("_written", {}), state.get("_read")) or not (params or same_page):
         return
-    if same_page and params in state["_earlier"] and time.monotonic() - state["_written_at"] < _SETTLING:
+    if same_page and params in state.get("_earlier", ()) and time.monotonic() - state["_written_at"] < _SETTLING:
         return
     state["_read"] = params
     link = links.read_link(params, resources.bundle_names())

@@ -26,18 +26,19 @@ def choose(names: list[str], current: str) -> None:
             st.session_state.pop(key, None)
 
     st.session_state["_bundle_choice"] = current  # a link may have changed it
-    st.sidebar.selectbox("Bundle", names, key="_bundle_choice", on_change=changed,
-                         help="A bundle is one model, one place in it, one SAE and one set of texts, with everything computed from them.")  # fmt: skip
+    said = "A bundle is one model, one place in it, one SAE and one set of texts, with everything computed from them."
+    st.sidebar.selectbox("Bundle", names, key="_bundle_choice", on_change=changed, help=said)
 
 
 def describe(bundle: Bundle) -> None:
     """Model, hook, SAE, corpus, tokens, explained variance."""
     m, metrics = bundle.manifest, bundle.manifest["metrics"]
     sae, corpus = m["sae"], m["corpus"]
+    side = "output" if m["hook"].endswith("post") else "input"
     with st.sidebar:
         st.markdown(f"**{md(m['model']['display'])}**")
         rows = [
-            ("Where", f"{'output' if m['hook'].endswith('post') else 'input'} of block {m['hook'].split('.')[1]} of {m['model']['n_layers']}", m["hook"]),
+            ("Where", f"{side} of block {m['hook'].split('.')[1]} of {m['model']['n_layers']}", m["hook"]),
             ("SAE", f"{sae['d_sae']:,} features, {sae['architecture']}" + (f", k = {sae['k']}" if sae["k"] else ""), sae["source"]),
             ("Explained variance", f"{metrics['explained_variance']:.2f}", f"{metrics['evaluated_on']}; {metrics['tokens_eval']:,} tokens"),
             ("Texts", f"{corpus['documents']:,} texts, {corpus['tokens']:,} tokens", ", ".join(corpus["texts"])),

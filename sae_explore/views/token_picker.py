@@ -86,7 +86,8 @@ export default function (component) {
 }
 """
 
-_component = st.components.v2.component("sae_token_picker", html='<div class="run" role="group" aria-label="Tokens"></div>', css=_CSS, js=_JS)
+_HTML = '<div class="run" role="group" aria-label="Tokens"></div>'
+_component = st.components.v2.component("sae_token_picker", html=_HTML, css=_CSS, js=_JS)
 
 
 def token_picker(

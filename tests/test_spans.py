@@ -1,0 +1,160 @@
+"""Tokens as HTML and as markdown: nothing from outside becomes markup, nothing that can be seen is lost."""
+
+import html
+import math
+import string
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sae_explore import spans
+from sae_explore.types import Example
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=1>',
+    "</span></div>",
+    "&lt;b&gt;",
+    "a\tb\nc\r",
+    "' onclick='x",
+    "\u202eevil",
+    "\x00\x1b[0m",
+]
+TEXTS = st.one_of(st.sampled_from(HOSTILE), st.text(max_size=12), st.text(alphabet="<>&\"'`/ \n\t=ab\u200b\u2066", max_size=12))
+ALLOWED = {"span": {"class", "title"}, "div": {"class"}}
+
+
+class Parsed(HTMLParser):
+    """What a browser would see: elements, and the text outside of drawn marks."""
+
+    def __init__(self, source: str):
+        super().__init__(convert_charrefs=True)
+        self.elements, self.stack, self.text, self.marks = [], [], "", []
+        self.feed(source)
+        self.close()
+        assert not self.stack
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        self.stack.append(dict(attrs).get("class", ""))
+
+    def handle_endtag(self, tag):
+        self.stack.pop()
+
+    def handle_data(self, data):
+        if self.stack and self.stack[-1] in ("nl", "by"):
+            self.marks.append(data)
+        else:
+            self.text += data
+
+
+def readable(token: str) -> str:
+    """What of a token is drawn as it stands: unseen characters are marks, lone spaces dots, and \\r only a mark."""
+    if token and not token.strip(" "):
+        return "·" * len(token)
+    unseen = {*range(0x20), *range(0x7F, 0xA0), 0x200B, 0x200E, 0x200F, 0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2060, 0x2065),
+              *range(0x2066, 0x206A), 0xFEFF, *range(0xD800, 0xE000)} - {9, 10}  # fmt: skip
+    return "".join(c for c in token if ord(c) not in unseen)
+
+
+@given(st.lists(TEXTS, max_size=6), st.data())
+def test_no_token_becomes_markup_and_the_visible_text_stays(tokens, data):
+    n = len(tokens)
+    values = np.asarray(data.draw(st.lists(st.floats(0, 40), min_size=n, max_size=n)), np.float32)
+    ignored = np.asarray(data.draw(st.lists(st.booleans(), min_size=n, max_size=n)), bool)
+    found = Parsed(spans.run_html(tokens, values, ignored, 30.0, feature=3))
+    assert len([e for e in found.elements if "t" in e[1]["class"].split()]) == n
+    for tag, attrs in found.elements:
+        assert set(attrs) <= ALLOWED[tag]
+    assert found.text == "".join(map(readable, tokens))
+
+
+@given(TEXTS)
+def test_every_unseen_character_is_drawn_as_a_mark(token):
+    found = Parsed(f"<div>{spans.visible(token)}</div>")
+    expected = [{"\n": "↵", "\r": "␍", "\t": "⇥"}.get(c, f"U+{ord(c):04X}") for c in token if c in "\n\t" or c not in readable(token)]
+    assert found.marks == ([] if token and not token.strip(" ") else expected)
+
+
+@given(TEXTS)
+def test_plain_is_one_line_without_unseen_characters(token):
+    shown = spans.plain(token)
+    assert readable(shown).replace("\n", "") == shown
+    assert "\t" not in shown
+
+
+@given(TEXTS)
+def test_chips_and_examples_escape_everything(token):
+    example = Example(0, token, token, token, 5, 5, "top", None, (token, "x"), np.asarray([2.0, 0.0]), np.asarray([False, True]))
+    for source in (spans.chips_html([token]), spans.examples_html([example], 2.0, feature=1), spans.legend_html([(token, token, 3)])):
+        for tag, attrs in Parsed(source).elements:
+            assert set(attrs) <= ALLOWED[tag]
+
+
+def test_incomplete_bytes_are_drawn_in_hex_where_a_token_has_no_text():
+    source = spans.token_spans(["", "é"], np.zeros(2), np.zeros(2, bool), 1.0, data=[b"\xc3", b"\xa9"])
+    assert Parsed(f"<div>{source}</div>").marks == ["C3"]
+    assert 'title="token 0: C3"' in source
+
+
+def test_tooltips_say_position_value_and_ignored():
+    source = spans.token_spans([" a", "b", "c"], np.asarray([3.0, 0, 0]), np.asarray([False, False, True]), 4.0, start=7, feature=12)
+    titles = [attrs["title"] for tag, attrs in Parsed(f"<div>{source}</div>").elements if "title" in attrs]
+    assert titles == [
+        "token 7:  a, feature 12 at 3.00",
+        "token 8: b, feature 12 silent",
+        "token 9: c (ignored: special token or attention sink)",
+    ]
+
+
+def test_an_ignored_token_has_no_colour_and_a_peak_is_marked():
+    elements = Parsed(spans.run_html(["a", "b"], np.asarray([9.0, 9.0]), np.asarray([True, False]), 9.0, peak=1)).elements
+    assert [attrs["class"] for tag, attrs in elements if tag == "span"] == ["t ig", "t a10 pk"]
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.0, 0.0), (1.0, 1.0), (2.0, 1.0), (0.5, 0.05 + 0.95 * math.log10(5.5)), (math.nan, 0.0)])
+def test_strength_by_hand(share, expected):
+    assert spans.strength(share * 8, 8.0) == pytest.approx(expected)
+
+
+@given(st.floats(0, 100), st.floats(0, 100))
+def test_colour_steps_rise_with_the_value_and_only_silence_is_step_0(a, b):
+    low, high = sorted((a, b))
+    assert spans.step_of(low, 50.0) <= spans.step_of(high, 50.0) <= spans.STEPS
+    assert (spans.step_of(low, 50.0) == 0) == (low == 0)
+
+
+def test_without_a_maximum_nothing_is_coloured():
+    assert spans.step_of(3.0, 0.0) == 0
+
+
+def test_leading_space_and_lone_spaces_are_dots():
+    assert [spans.dotted(t) for t in (" cat", "   ", "cat", " \n", "")] == ["·cat", "···", "cat", "·↵", ""]
+    assert spans.dotted("", b"\xf0\x9f") == "F0 9F"
+
+
+def test_the_bands_of_the_legend_have_the_colour_of_their_middle():
+    found = Parsed(spans.bands_html())
+    bands = [attrs["class"] for _, attrs in found.elements if "band" in attrs["class"]]
+    steps = [math.ceil(10 * (0.05 + 0.95 * math.log10(1 + 9 * share))) for share in (0.025, 0.15, 0.375, 1.0)]
+    assert bands == [f"band a{step}" for step in steps]
+    assert found.text == "traceunder 5%weakunder 25%moderateunder 50%strongfrom 50% of its maximum"
+
+
+@given(st.text(alphabet="abz:_*[]()$`~<>-!|@.#w \\{}&+", max_size=20))
+def test_markdown_keeps_every_character_behind_a_backslash(text):
+    shown = spans.md(text)
+    assert html.unescape(shown.replace("\u2060", "")) == "".join(f"\\{c}" if c in string.punctuation else c for c in spans.plain(text))
+
+
+def test_markdown_breaks_what_streamlit_replaces_after_parsing():
+    assert ":\u2060" in spans.md(":smile:")
+    assert "\u2060" in spans.md("a -> b")
+    assert "www\u2060" in spans.md("www.example.com")
+
+
+def test_the_style_has_a_class_for_every_step():
+    assert all(f".sx .a{i} {{" in spans.STYLE for i in range(1, spans.STEPS + 1))
