@@ -13,31 +13,32 @@ from sae_explore.wording import percent
 MIN_FIRINGS = 10  # of a feature that can be called mixed
 
 LABELS = (
-    "No other model is asked: labels come from counting. For each feature the twenty strongest examples (one per window of text, copies left out) are "
-    "compared: their peak tokens, the tokens before and after the peak, the form of the peak (a number, a bracket, a capitalised word), the category "
-    "of the text, and the tokens of the logit lens. The label names the most particular property that at least 60 % of them share; if none is shared, "
-    "the label is “mixed” and lists the commonest peaks. Confidence is the mean of two shares for which the label holds: that of the strongest examples "
-    "and that of examples drawn at random from all firings. A label can be right about the strongest examples and miss what the feature is for: "
-    "read the examples."
+    "No other model is asked: labels come from counting. For each feature the twenty strongest examples (one per window of text, copies "
+    "left out) are compared: their peak tokens, the tokens before and after the peak, the form of the peak (a number, a bracket, a "
+    "capitalised word), the category of the text, and the tokens of the logit lens. The label names the most particular property that at "
+    "least 60 % of them share; if none is shared, the label is “mixed” and lists the commonest peaks. Confidence is the mean of two shares "
+    "for which the label holds: that of the strongest examples and that of examples drawn at random from all firings. A label can be right "
+    "about the strongest examples and miss what the feature is for: read the examples."
 )
 
 RELATED = (
-    "**Activation patching** copies an activation from one run of the model into another and watches the output change; done on features it tells "
-    "which of them a behaviour depends on, where this explorer only shows what they go along with. **Steering** adds a feature's decoder direction to "
-    "the residual stream (to amplify it) or takes it away (to suppress it) while the model writes, the most direct test of what a feature does. "
-    "**Across layers** features connect: SAEs trained at several depths can be compared by the cosine of their directions and by which features fire "
-    "together, and transcoders or crosscoders are trained so that one layer's features are written as sums of an earlier layer's."
+    "**Activation patching** copies an activation from one run of the model into another and watches the output change; done on features "
+    "it tells which of them a behaviour depends on, where this explorer only shows what they go along with. **Steering** adds a feature's "
+    "decoder direction to the residual stream (to amplify it) or takes it away (to suppress it) while the model writes, the most direct "
+    "test of what a feature does. **Across layers** features connect: SAEs trained at several depths can be compared by the cosine of "
+    "their directions and by which features fire together, and transcoders or crosscoders are trained so that one layer's features are "
+    "written as sums of an earlier layer's."
 )
 
 TROUBLES = """
-- **Memory runs out while building.** Use a smaller `--batch-size` (texts in a forward pass), fewer `--latents`, or a smaller `--max-tokens`; the stages
-  that are finished are kept and the build goes on from there.
-- **Features cannot be interpreted.** Train on more text and for more epochs, try another `--k` (a smaller one is sparser), or another layer with `--hook`:
-  early layers hold tokens and spelling, middle ones meaning, late ones the next token.
-- **No clear pattern in the examples.** A small corpus shows few firings: explore more texts, look at *By strength* and *Random* and not only at the
-  strongest examples, and leave dense features aside.
-- **The logit lens shows odd tokens.** It reads late layers well and half depth poorly; compare the three conventions, and trust only what lies beyond
-  the dashed line.
+- **Memory runs out while building.** Use a smaller `--batch-size` (texts in a forward pass), fewer `--latents`, or a smaller
+  `--max-tokens`; the stages that are finished are kept and the build goes on from there.
+- **Features cannot be interpreted.** Train on more text and for more epochs, try another `--k` (a smaller one is sparser), or another
+  layer with `--hook`: early layers hold tokens and spelling, middle ones meaning, late ones the next token.
+- **No clear pattern in the examples.** A small corpus shows few firings: explore more texts, look at *By strength* and *Random* and not
+  only at the strongest examples, and leave dense features aside.
+- **The logit lens shows odd tokens.** It reads late layers well and half depth poorly; compare the three conventions, and trust only what
+  lies beyond the dashed line.
 """
 
 
@@ -53,30 +54,58 @@ def mixed_feature(frame: pd.DataFrame, dense_above: float) -> int | None:
 def figure_rows(manifest: dict) -> list[tuple[str, str, str, str]]:
     """(figure, value, definition, measured on) of everything that was measured."""
     m, train, counted = manifest["metrics"], manifest["train"], manifest["features"]["counted_tokens"]
-    evaluated = f"{m['tokens_eval']:,} tokens; {m['evaluated_on']}"
+    which = "held-out " if m.get("evaluated_set") == "held_out" else ""
+    evaluated = f"{m['tokens_eval']:,} {which}tokens"
     variance = "1 − Σ|x − x̂|² / Σ|x − mean(x)|², both sums over all these tokens: how much of the residual stream's spread is rebuilt"
     rows = [("Explained variance", _number(m["explained_variance"]), variance, evaluated)]
     if train:
-        rows.append(("Explained variance, in-sample", _number(m["explained_variance_train"]), "the same on tokens that the SAE was trained on",
-                     f"{train['tokens_evaluated']:,} of the {train['tokens']:,} training tokens"))  # fmt: skip
+        rows.append(
+            (
+                "Explained variance, in-sample",
+                _number(m["explained_variance_train"]),
+                "the same on tokens that the SAE was trained on",
+                f"{train['tokens_evaluated']:,} training tokens",
+            )
+        )
     if held := m.get("held_out_of_training_sources"):
-        rows.append(("Explained variance, training sources", _number(held["explained_variance"]), "the same on held-out texts of the training sources",
-                     f"{held['tokens']:,} tokens, never trained on"))  # fmt: skip
+        rows.append(
+            (
+                "Explained variance, training sources",
+                _number(held["explained_variance"]),
+                "the same on held-out texts of the training sources",
+                f"{held['tokens']:,} held-out tokens",
+            )
+        )
     latents = m["latents"]
     rows += [
         ("L0", f"{m['l0']:.1f} of {latents:,}", "mean number of active features on a token", evaluated),
-        ("Dead features", f"{m['dead']:,} of {latents:,} ({percent(m['dead'] / latents)})", "features that fire on no token", f"{counted:,} tokens, all texts of this bundle"),
-    ]  # fmt: skip
-    loss = f"{m['tokens_ce']:,} predictions; {m['evaluated_on']}"
+        (
+            "Dead features",
+            f"{m['dead']:,} of {latents:,} ({percent(m['dead'] / latents)})",
+            "features that fire on no token",
+            f"{counted:,} tokens, all texts",
+        ),
+    ]
+    loss = f"{m['tokens_ce']:,} {which}predictions"
     rows += [
         ("Loss, clean", _number(m["ce_clean"]), "cross entropy of the next token in nats, the model as it is", loss),
         ("Loss with the SAE", _number(m["ce_sae"]), "the same with the SAE's reconstruction in place of the residual stream", loss),
-        ("Loss, mean-ablated", _number(m["ce_mean"]), "the same with the mean residual in its place: nothing but the average is known", loss),
+        (
+            "Loss, mean-ablated",
+            _number(m["ce_mean"]),
+            "the same with the mean residual in its place: only the average is known",
+            loss,
+        ),
         ("Loss, zero-ablated", _number(m["ce_zero"]), "the same with zeros in its place", loss),
         ("Increase of the loss", f"{m['ce_increase']:+.3f}", "with the SAE minus clean, in nats: what the SAE loses", loss),
         ("Recovered, against the mean", _share(m["ce_recovered_mean"]), "(mean-ablated − with SAE) / (mean-ablated − clean)", loss),
-        ("Recovered, against zero", _share(m["ce_recovered"]), "(zero-ablated − with SAE) / (zero-ablated − clean); flatters, because zeros break the model", loss),
-    ]  # fmt: skip
+        (
+            "Recovered, against zero",
+            _share(m["ce_recovered"]),
+            "(zero-ablated − with SAE) / (zero-ablated − clean); it flatters: zeros break the model",
+            loss,
+        ),
+    ]
     return rows
 
 
@@ -84,12 +113,18 @@ def category_rows(by_category: dict[str, dict]) -> pd.DataFrame:
     """The figures by category of text; NaN where a category had no prediction to judge."""
     return pd.DataFrame(
         [
-            {"Category": name, "Tokens": row["tokens"], "Explained variance": row["explained_variance"], "L0": row["l0"],
-             "Clean loss": row.get("ce_clean", math.nan), "Increase": row.get("ce_sae", math.nan) - row.get("ce_clean", math.nan),
-             "Recovered": 100 * row.get("ce_recovered", math.nan)}
+            {
+                "Category": name,
+                "Tokens": row["tokens"],
+                "Explained variance": row["explained_variance"],
+                "L0": row["l0"],
+                "Clean loss": row.get("ce_clean", math.nan),
+                "Increase": row.get("ce_sae", math.nan) - row.get("ce_clean", math.nan),
+                "Recovered": 100 * row.get("ce_recovered", math.nan),
+            }
             for name, row in sorted(by_category.items())
         ]
-    )  # fmt: skip
+    )
 
 
 def origin_rows(manifest: dict) -> list[tuple[str, str, str]]:
@@ -101,13 +136,19 @@ def origin_rows(manifest: dict) -> list[tuple[str, str, str]]:
     return [
         ("Model", f"{model['display']}: {model['spec']}, revision {model['revision'][:12]}", model["licence"]),
         ("Where", f"{manifest['hook']} of {model['n_layers']} blocks, windows of {manifest['context']} tokens", ""),
-        ("SAE", f"{sae['architecture']}, {sae['d_sae']:,} features{k}, {sae['source']}{notes}", "as this program" if trained else "as its source states"),
+        (
+            "SAE",
+            f"{sae['architecture']}, {sae['d_sae']:,} features{k}, {sae['source']}{notes}",
+            "as this program" if trained else "as its source states",
+        ),
     ]
 
 
 def source_rows(sources: list[dict]) -> list[tuple[str, str, str, str]]:
     """(name, texts, licence, version) of texts: a data set's commit or a file's sha256 says which version."""
-    return [(s["name"], f"{s['texts']:,}", s["licence"] or "not stated", (s["revision"] or s["sha256"])[:12] or "not recorded") for s in sources]
+    return [
+        (s["name"], f"{s['texts']:,}", s["licence"] or "not stated", (s["revision"] or s["sha256"])[:12] or "not recorded") for s in sources
+    ]
 
 
 def all_well(manifest: dict) -> str:

@@ -63,7 +63,7 @@ def kept(frame: pd.DataFrame, wanted: Filter) -> np.ndarray:
 
 
 def ordered(frame: pd.DataFrame, mask: np.ndarray, *, query: str = "") -> np.ndarray:
-    """Features of the mask by falling clarity (see `diverse`; ties: lower number), those without one last; one asked for by number first."""
+    """Features of the mask by falling clarity (ties: lower number), those without one last; one asked for by number first."""
     rows = np.flatnonzero(mask)
     rows = rows[np.argsort(-np.nan_to_num(frame["clarity"].to_numpy()[rows], nan=-1), kind="stable")]
     number = _number(query)

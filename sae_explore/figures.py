@@ -14,7 +14,7 @@ from sae_explore.spans import dotted
 from sae_explore.strength import BANDS
 from sae_explore.types import LensToken
 
-ACCENT, COOL, GREY = "#D9590D", "#3B6EA8", "rgba(128,128,128,0.75)"
+ACCENT, COOL, GREY = "#D9590D", "#3B6EA8", "#8C8C8C"
 CONFIG = {"displayModeBar": False, "scrollZoom": False}
 """For `st.plotly_chart(config=...)`."""
 
@@ -96,12 +96,13 @@ def category_bars(names: Sequence[str], shares: Sequence[float], corpus: Sequenc
     """Where a feature fires: each category's share of its firings (bars) beside that category's share of the corpus (marks)."""
     at, texts = np.arange(len(names)), [axis_text(n) for n in names]
     bars = {
-        "type": "bar", "x": shares, "y": at, "orientation": "h", "marker": {"color": ACCENT}, "name": "this feature's firings", "customdata": texts,
+        "type": "bar", "x": shares, "y": at, "orientation": "h", "marker": {"color": ACCENT}, "customdata": texts,
+        "name": "this feature's firings",
         "hovertemplate": "%{customdata}: %{x:.1%} of this feature's firings<extra></extra>",
     }  # fmt: skip
     marks = {
         "type": "scatter", "x": corpus, "y": at, "mode": "markers", "name": "the corpus", "customdata": texts,
-        "marker": {"symbol": "line-ns", "size": 13, "line": {"width": 3, "color": GREY}, "color": GREY},
+        "marker": {"symbol": "line-ns", "size": 13, "line": {"width": 3, "color": COOL}, "color": COOL},
         "hovertemplate": "%{customdata}: %{x:.1%} of the corpus<extra></extra>",
     }  # fmt: skip
     return _figure(
@@ -124,8 +125,8 @@ def density_histogram(
     edges = np.linspace(start, 0.0, round(-start * 8) + 1)  # eight bins a power of ten
     counts = np.histogram(logs, edges)[0]
     bars = {
-        "type": "bar", "x": (edges[:-1] + edges[1:]) / 2, "y": counts, "width": np.diff(edges), "marker": {"color": ACCENT, "line": {"width": 0}},
-        "customdata": np.stack([10 ** edges[:-1], 10 ** edges[1:]], axis=1).tolist(),
+        "type": "bar", "x": (edges[:-1] + edges[1:]) / 2, "y": counts, "width": np.diff(edges),
+        "marker": {"color": ACCENT, "line": {"width": 0}}, "customdata": np.stack([10 ** edges[:-1], 10 ** edges[1:]], axis=1).tolist(),
         "hovertemplate": "%{y:,} features fire on %{customdata[0]:.2g} to %{customdata[1]:.2g} of tokens<extra></extra>",
     }  # fmt: skip
     shapes = []
@@ -174,8 +175,10 @@ def strength_bars(names: Sequence[str], strengths: Sequence[float], *, baseline:
     values, texts = np.asarray(strengths, float), [axis_text(n) for n in names]
     bars = {
         "type": "bar", "x": values, "y": np.arange(len(names)), "orientation": "h", "marker": {"color": ACCENT},
-        "text": [f"{v:.3f}" for v in values], "customdata": [[t, float(v) / max(baseline, 1e-12)] for t, v in zip(texts, values, strict=True)],
-        "hovertemplate": "feature %{customdata[0]}<br>strength %{x:.3f}, %{customdata[1]:.2f} times a random direction's<extra></extra>", **_NUMBER,
+        "text": [f"{v:.3f}" for v in values],
+        "customdata": [[t, float(v) / max(baseline, 1e-12)] for t, v in zip(texts, values, strict=True)],
+        "hovertemplate": "feature %{customdata[0]}<br>strength %{x:.3f}, %{customdata[1]:.2f} times a random direction's<extra></extra>",
+        **_NUMBER,
     }  # fmt: skip
     return _figure(
         [bars],

@@ -1,7 +1,7 @@
 """Tiny bundles and the app that opens them, for the tests of the pages: `pytest_plugins = ["bundle_fixtures"]` in a test module.
 
-    tiny      trained here: 64 latents on the tiny GPT-2 over 40 embedded texts
-    planted   a given SAE with random weights: the first DEAD latents never fire, latent DENSE fires on every token
+tiny      trained here: 64 latents on the tiny GPT-2 over 40 embedded texts
+planted   a given SAE with random weights: the first DEAD latents never fire, latent DENSE fires on every token
 """
 
 from dataclasses import replace

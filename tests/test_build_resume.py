@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,7 +17,7 @@ from sae_explore import activation_store, build_stages, collect
 from sae_explore import build as build_module
 from sae_explore.build import BuildRequest, Work, build, work_folder
 from sae_explore.bundle import open_bundle
-from sae_explore.bundle_files import bundle_names
+from sae_explore.bundle_files import bundle_names, complete_manifest, write_json
 from sae_explore.errors import BundleError, InputError
 from sae_explore.sae_formats import save_sae
 
@@ -39,12 +40,12 @@ def small_steps(monkeypatch):
 @pytest.fixture
 def request_of(tmp_path, corpus_texts, gpt2_folder):
     path = tmp_path / "texts.jsonl"
-    write_corpus(path, corpus_texts, 20)
+    write_corpus(path, corpus_texts, 16)
     return BuildRequest("b", str(gpt2_folder), HOOK, texts=(str(path),), latents=32, k=3, epochs=20, batch_tokens=300, context=CONTEXT)
 
 
-def files_of(cache: Path, name: str = "b") -> dict:
-    return json.loads((cache / name / "manifest.json").read_text())
+def manifest_of(cache: Path) -> dict:
+    return json.loads((cache / "b" / "manifest.json").read_text())
 
 
 def event_of(stage: str, text: str, share: float | None) -> tuple:
@@ -55,7 +56,7 @@ def event_of(stage: str, text: str, share: float | None) -> tuple:
 
 def test_stopped_at_every_report_a_build_still_ends_the_same(request_of, small_steps, tmp_path):
     build(request_of, cache=tmp_path / "undisturbed")
-    expected = files_of(tmp_path / "undisturbed")
+    expected = manifest_of(tmp_path / "undisturbed")
     stops: list[tuple] = []
 
     def report(*event):
@@ -71,7 +72,7 @@ def test_stopped_at_every_report_a_build_still_ends_the_same(request_of, small_s
             break
         except Stopped:
             continue
-    assert files_of(tmp_path / "cache") == expected
+    assert manifest_of(tmp_path / "cache") == expected
     reached = [stage for stage, *_ in stops]
     assert {"texts", "tokens", "sae", "store", "features", "metrics", "publish"} <= set(reached)
     assert sum("residuals of" in text for _, text, _ in stops) >= 4  # blocks of residuals to train on
@@ -80,93 +81,166 @@ def test_stopped_at_every_report_a_build_still_ends_the_same(request_of, small_s
     assert not work_folder(tmp_path / "cache", "b").exists()
 
 
-DRIVER = """
-import functools, os, signal, sys
-from pathlib import Path
-from sae_explore import build as build_module, build_stages, bundle_files, collect
-from sae_explore.build import BuildRequest, build
-import torch
-torch.set_num_threads(1)
-cache, model, texts = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
-collect.BLOCK_TOKENS = 600
-build_stages.residual_blocks = functools.partial(build_stages.residual_blocks, block_tokens=600)
-build_stages.train_topk = functools.partial(build_stages.train_topk, checkpoint_every=7)
-request = BuildRequest("b", model, "blocks.1.hook_resid_post", texts=(texts,), latents=32, k=3, epochs=20, batch_tokens=300, context=%d)
+def test_killed_with_no_chance_to_tidy_up_a_build_still_ends_the_same(request_of, small_steps, tmp_path):
+    """SIGKILL in each stage and between the steps of publishing."""
+    build(request_of, cache=tmp_path / "undisturbed")
+    tests, cache = Path(__file__).parent, tmp_path / "cache"
+    done = subprocess.run(
+        [sys.executable, str(tests / "killed_builds.py"), str(cache), request_of.model, request_of.texts[0], str(CONTEXT)],
+        capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(tests.parent)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == 9 * ["signal 9"] + ["signal 9 b", "exit 0 b"], done.stderr
+    assert manifest_of(cache) == manifest_of(tmp_path / "undisturbed")
+    open_bundle("b", cache=cache).verify()
+    assert not work_folder(cache, "b").exists()
 
-def die(*_):
-    os.kill(os.getpid(), signal.SIGKILL)
 
-def at(stage, part, share=0.0):
-    return lambda s, text, done: die() if s == stage and part in text and (done or 0) >= share else None
+def test_a_bundle_stays_readable_while_it_is_built_again(request_of, small_steps, tmp_path):
+    build(request_of, cache=tmp_path)
+    old, generation = open_bundle("b", cache=tmp_path), manifest_of(tmp_path)["folder"]
+    cards = [old.card(f).top for f in range(4)]
+    events = []
 
-def killed_in(module, name, after):
-    # the `after`-th call of a function of the file system is made, and is the last thing that happens
-    original, calls = getattr(module, name), [0]
-    def call(*args, **options):
-        calls[0] += 1
-        done = original(*args, **options)
-        if calls[0] == after:
-            die()
-        return done
-    setattr(module, name, call)
+    def report(stage, _text, _share):
+        events.append(stage)
+        found = open_bundle("b", cache=tmp_path)
+        assert found.manifest["folder"] == generation
+        found.verify()
 
-def attempt(report=None, patch=None):
-    child = os.fork()
-    if not child:
-        if patch:
-            killed_in(*patch)
+    build(replace(request_of, seed=1), cache=tmp_path, force=True, report=report)
+    assert set(events) >= {"texts", "sae", "store", "features", "metrics", "publish"}
+    assert open_bundle("b", cache=tmp_path).manifest["folder"] != generation
+    old.verify()
+    assert [[e.values.tolist() for e in old.card(f).top] for f in range(4)] == [[e.values.tolist() for e in top] for top in cards]
+
+
+def stopped(request: BuildRequest, cache: Path, stage: str) -> None:
+    """Build until the first report of a stage."""
+
+    def report(found, _text, _share):
+        if found == stage:
+            raise Stopped
+
+    with pytest.raises(Stopped):
         build(request, cache=cache, report=report)
-        os._exit(0)
-    _, status = os.waitpid(child, 0)
-    visible = bundle_files.bundle_names(cache)
-    print(os.WTERMSIG(status) if os.WIFSIGNALED(status) else "ended %%d" %% os.WEXITSTATUS(status), *visible, flush=True)
 
-attempt(at("tokens", "reading"))
-attempt(at("sae", "residuals", 0.5))
-attempt(at("sae", "epoch", 0.5))
-attempt(patch=(build_stages, "save_sae", 1))
-attempt(at("store", "texts", 0.5))
-attempt(at("store", "ordering", 0.1))
-attempt(at("features", "labels"))
-attempt(patch=(build_module, "complete_manifest", 1))
-attempt(patch=(bundle_files, "_is_whole", 2))
-attempt(patch=(bundle_files, "_generation_of", 1))
-real_replace = os.replace
-def replace(source, target):
-    real_replace(source, target)
-    if str(target).endswith(KILL):
-        die()
-os.replace = replace
-KILL = bundle_files.complete_manifest.__module__ and "/b/" + "g-"
-class Generation(str):
-    pass
-def moved(source, target):
-    real_replace(source, target)
-    if Path(target).parent.name == "b" and Path(target).name.startswith(PREFIX):
-        die()
-os.replace = moved
-PREFIX = "g-"
-attempt()
-PREFIX = "manifest.json"
-attempt()
-PREFIX = "nothing"
-attempt()
+
+def stages_of(request: BuildRequest, cache: Path, **options) -> set[str]:
+    """The stages that a build reports."""
+    seen = []
+    build(request, cache=cache, report=lambda stage, _text, _share: seen.append(stage), **options)
+    return set(seen) - {"model", "publish"}
+
+
+def test_unfinished_work_of_other_options_is_not_used(request_of, tmp_path):
+    stopped(request_of, tmp_path / "cache", "features")
+    other = replace(request_of, k=2, max_texts=10)
+    assert stages_of(other, tmp_path / "cache") == {"texts", "tokens", "sae", "store", "features", "metrics"}
+    build(other, cache=tmp_path / "fresh")
+    assert manifest_of(tmp_path / "cache") == manifest_of(tmp_path / "fresh")
+
+
+def test_what_is_done_is_not_done_again_unless_forced(request_of, tmp_path):
+    stopped(request_of, tmp_path, "features")
+    stopped(request_of, tmp_path, "metrics")
+    assert stages_of(request_of, tmp_path) == {"tokens", "metrics"}  # texts are tokenised anew to be evaluated
+    stopped(replace(request_of, name="c"), tmp_path, "metrics")
+    assert stages_of(replace(request_of, name="c"), tmp_path, force=True) == {"texts", "tokens", "sae", "store", "features", "metrics"}
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "null", '{"request": 1}', '{"schema": 0, "done": {"texts": {}}}'])
+def test_state_that_cannot_be_read_is_not_used(request_of, tmp_path, text):
+    folder = tmp_path / "work"
+    work = Work(folder, request_of, fresh=False)
+    assert work.stage("texts", lambda: {"documents": 3}) == {"documents": 3}
+    (work.out / "sae").mkdir()
+    assert Work(folder, request_of, fresh=False).state["done"] == {"texts": {"documents": 3}}
+    (folder / "state.json").write_text(text)
+    again = Work(folder, request_of, fresh=False)
+    assert again.state["done"] == {}
+    assert sorted(p.name for p in folder.rglob("*")) == ["out", "state.json"]
+
+
+def test_inputs_that_change_under_an_unfinished_build_are_noticed(request_of, random_sae, tmp_path):
+    sae = random_sae("topk", 32, 48, k=3, hook=HOOK, context=CONTEXT)
+    save_sae(sae, tmp_path / "sae")
+    request = replace(request_of, sae=str(tmp_path / "sae"))
+    stopped(request, tmp_path, "features")
+    save_sae(replace(sae, b_enc=sae.b_enc + 1), tmp_path / "sae")
+    with pytest.raises(InputError, match="the SAE in .*/sae has changed since this build was begun; start it from the beginning with --force"):
+        build(request, cache=tmp_path)
+    build(request, cache=tmp_path, force=True)
+
+    model = tmp_path / "model"
+    shutil.copytree(request_of.model, model)
+    request = replace(request_of, name="m", model=str(model))
+    stopped(request, tmp_path, "store")
+    weights = bytearray((model / "model.safetensors").read_bytes())
+    weights[-2_000:] = bytes(2_000)
+    (model / "model.safetensors").write_bytes(weights)
+    with pytest.raises(InputError, match="the model .*/model has changed since this build was begun"):
+        build(request, cache=tmp_path)
+
+
+def test_files_lost_from_unfinished_work_do_not_become_a_bundle(request_of, tmp_path):
+    """Someone tidied up after the files were listed."""
+    stopped(request_of, tmp_path, "publish")
+    work = Work(work_folder(tmp_path, "b"), request_of.checked(), fresh=False)
+    assert set(work.state["done"]) == set(build_module.STAGES)
+    manifest = complete_manifest(work.out, {})
+    write_json(work.folder / "manifest.json", manifest)
+    (work.out / "lens.safetensors").unlink()
+    with pytest.raises(BundleError, match="changed before they could be published; build it again with --force"):
+        build(request_of, cache=tmp_path)
+    assert bundle_names(tmp_path) == []
+
+
+def test_one_build_of_a_name_at_a_time(request_of, tmp_path):
+    refused = []
+
+    def report(stage, _text, _share):
+        if stage == "sae" and not refused:
+            with pytest.raises(InputError, match="bundle 'b' is being built already; wait until that has ended") as caught:
+                build(request_of, cache=tmp_path, force=True)
+            refused.append(caught)
+
+    build(request_of, cache=tmp_path, report=report)
+    assert refused
+    open_bundle("b", cache=tmp_path).verify()
+
+
+DISK_FULL = """
+import resource, sys
+from pathlib import Path
+import torch
+from transformers import GPT2LMHeadModel
+from sae_explore import command_line
+from sae_explore.__main__ import main
+torch.set_num_threads(1)
+for kilobytes in map(int, sys.argv[1].split(",")):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (kilobytes << 10, resource.RLIM_INFINITY))
+    print(command_line.run(main, sys.argv[2:]), flush=True)
 """
 
 
-def test_killed_with_no_chance_to_tidy_up_a_build_still_ends_the_same(request_of, small_steps, tmp_path):
-    """SIGKILL in each stage and between the steps of publishing, in processes of their own."""
-    build(request_of, cache=tmp_path / "undisturbed")
-    expected = files_of(tmp_path / "undisturbed")
-    cache = tmp_path / "cache"
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="needs Linux")
+def test_files_that_cannot_grow_are_one_line(request_of, tmp_path):
+    """As on a full disk: whatever file meets the limit, the build says so and goes on when there is room."""
+    command = ["build", "b", "--json", "--model", request_of.model, "--hook", HOOK, "--texts", *request_of.texts, "--context", str(CONTEXT)]
+    command += ["--latents", "32", "--k", "3", "--epochs", "2", "--batch-tokens", "300"]
+    limits = (1, 8, 20, 40, 100, 100_000)
     done = subprocess.run(
-        [sys.executable, "-c", DRIVER % CONTEXT, str(cache), request_of.model, request_of.texts[0]],
-        capture_output=True, text=True, timeout=300, cwd=Path(__file__).parents[1], env={**os.environ, "TOKENIZERS_PARALLELISM": "false"},
+        [sys.executable, "-c", DISK_FULL, ",".join(map(str, limits)), *command], capture_output=True, text=True,
+        cwd=Path(__file__).parents[1], env={**os.environ, "SAE_EXPLORE_CACHE": str(tmp_path)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    lines = done.stdout.split("\n")[:-1]
-    assert lines == ["9"] * (len(lines) - 2) + ["9 b", "ended 0 b"], done.stderr
-    assert len(lines) == 13
-    assert files_of(cache) == expected
-    open_bundle("b", cache=cache).verify()
-    assert not work_folder(cache, "b").exists()
+    codes = [line for line in done.stdout.splitlines() if not line.startswith("{")]
+    failed = codes.index("0")
+    assert codes[:failed] == ["2"] * failed
+    assert failed >= 4
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) >= failed
+    assert "Traceback" not in done.stderr
+    assert any("File too large" in line or "disk full" in line for line in errors)
+    open_bundle("b", cache=tmp_path).verify()

@@ -108,7 +108,9 @@ def test_density_histogram_counts_every_live_feature_once():
     assert (box.x0, box.x1) == pytest.approx((-3, -1))
     assert lines(figure) == pytest.approx([-1])
     for low, high, count in zip(*(np.asarray(bars(figure).customdata).T), bars(figure).y, strict=True):
-        assert count == np.sum((density >= low * (1 - 1e-12)) & (density < high * (1 - 1e-12) if high < 1 else density >= low * (1 - 1e-12)))
+        assert count == np.sum(
+            (density >= low * (1 - 1e-12)) & (density < high * (1 - 1e-12) if high < 1 else density >= low * (1 - 1e-12))
+        )
 
 
 def test_density_histogram_of_a_dead_sae_is_empty():
@@ -168,10 +170,29 @@ def test_every_figure_is_transparent_and_of_known_height(figure):
 
 
 def test_numbers_in_words():
-    assert [percent(s).replace("\u00a0", " ") for s in (0, 0.45, 0.0325, 0.0022, 0.000043, 1)] == ["0 %", "45 %", "3.2 %", "0.22 %", "0.0043 %", "100 %"]
-    assert [density_words(d) for d in (0, 1 / 450, 1 / 3, 1 / 123456)] == ["on no token", "1 in 450 tokens", "1 in 3.0 tokens", "1 in 123,456 tokens"]
+    assert [percent(s).replace("\u00a0", " ") for s in (0, 0.45, 0.0325, 0.0022, 0.000043, 1)] == [
+        "0 %",
+        "45 %",
+        "3.2 %",
+        "0.22 %",
+        "0.0043 %",
+        "100 %",
+    ]
+    assert [density_words(d) for d in (0, 1 / 450, 1 / 3, 1 / 123456)] == [
+        "on no token",
+        "1 in 450 tokens",
+        "1 in 3.0 tokens",
+        "1 in 123,456 tokens",
+    ]
     assert [count_of(n, "token") for n in (0, 1, 2000)] == ["0 tokens", "1 token", "2,000 tokens"]
-    assert [confidence_words(c) for c in (1, 0.8, 0.79, 0.5, 0.3, 0)] == ["clear", "clear", "fairly clear", "fairly clear", "rough", "unclear"]
+    assert [confidence_words(c) for c in (1, 0.8, 0.79, 0.5, 0.3, 0)] == [
+        "clear",
+        "clear",
+        "fairly clear",
+        "fairly clear",
+        "rough",
+        "unclear",
+    ]
 
 
 def test_band_ranges_of_fifths():

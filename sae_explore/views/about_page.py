@@ -1,4 +1,4 @@
-"""About: the ideas behind the pages with live examples, the SAE's figures, sources and licences, and what to do if something looks wrong."""
+"""About: the ideas behind the pages with live examples, the SAE's figures, sources and licences, and help where something looks wrong."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def render(bundle: Bundle) -> None:
     shell.write_link(bundle)
     st.title("About", anchor=False)
     st.markdown(
-        "A sparse autoencoder (SAE) rewrites a language model's inner state as a short list of **features**. This explorer shows what they respond "
-        "to, what they write, and how far the list can be trusted."
+        "A sparse autoencoder (SAE) rewrites a language model's inner state as a short list of **features**. This explorer shows what they "
+        "respond to, what they write, and how far the list can be trusted."
     )
     st.header("Ideas", anchor=False)
     left, right = st.columns(2, gap="large")
@@ -53,10 +53,12 @@ def _sparsity(bundle: Bundle, frame: pd.DataFrame) -> None:
     live = frame["density"].to_numpy()[frame["count"].to_numpy() > 0]
     st.subheader("Sparsity", anchor=False)
     st.markdown(
-        f"Of this SAE's {bundle.d_sae:,} features only **{l0:.1f}** are active on a token, on average: {percent(l0 / bundle.d_sae)}. This number is "
-        f"called L0. Together they rebuild a vector of {d_in:,} numbers that says little by itself."
+        f"Of this SAE's {bundle.d_sae:,} features only **{l0:.1f}** are active on a token, on average: {percent(l0 / bundle.d_sae)}. This "
+        f"number is called L0. Together they rebuild a vector of {d_in:,} numbers that says little by itself."
     )
-    st.plotly_chart(figures.density_histogram(live), config=figures.CONFIG, key="about_density", alt="Histogram: how many features fire how often")
+    st.plotly_chart(
+        figures.density_histogram(live), config=figures.CONFIG, key="about_density", alt="Histogram: how many features fire how often"
+    )
     if len(live):
         middle = float(pd.Series(live).median())
         st.caption(f"How often the {len(live):,} live features fire; half of them fire on fewer than {density_words(middle)}.")
@@ -65,30 +67,36 @@ def _sparsity(bundle: Bundle, frame: pd.DataFrame) -> None:
 def _strength(bundle: Bundle, feature: int) -> None:
     st.subheader("Activation strength", anchor=False)
     st.markdown(
-        "An activation says how much of a feature a token holds: 0 is **absent**. Units differ between SAEs, so pages speak in shares of the feature's "
-        "own maximum: **trace** below 5 %, **weak** below 25 %, **moderate** below 50 %, **strong** from there. For SAEs in the units of their "
-        "training convention the field also uses fixed bands: below 1 trace, 1 to 5 weak, 5 to 10 moderate, above 10 strong."
+        "An activation says how much of a feature a token holds: 0 is **absent**. Units differ between SAEs, so pages speak in shares of "
+        "the feature's own maximum: **trace** below 5 %, **weak** below 25 %, **moderate** below 50 %, **strong** from there. For SAEs in "
+        "the units of their training convention the field also uses fixed bands: below 1 trace, 1 to 5 weak, 5 to 10 moderate, above 10 "
+        "strong."
     )
     if not bundle.row(feature)["count"]:
         st.caption("No feature of this bundle fires.")
         return
     edges, counts = bundle.histogram(feature)
     shares = " · ".join(f"{name} {percent(share)}" for name, share in figures.band_shares(counts).items())
-    st.plotly_chart(figures.activation_histogram(edges, counts), config=figures.CONFIG, key="about_strength", alt=f"Histogram of activations: {shares}")
+    st.plotly_chart(
+        figures.activation_histogram(edges, counts), config=figures.CONFIG, key="about_strength", alt=f"Histogram of activations: {shares}"
+    )
     st.caption(f"The firings of feature {feature}, with dotted lines between the bands: {shares}.")
 
 
 def _monosemantic(bundle: Bundle, feature: int) -> None:
     st.subheader("Monosemantic features", anchor=False)
-    st.markdown("A feature that stands for one thing: its examples have something in common, the strong ones and the weak ones alike. The clearest one here:")
+    st.markdown(
+        "A feature that stands for one thing: its examples have something in common, the strong ones and the weak ones alike. The clearest "
+        "one here:"
+    )
     _live_example(bundle, feature)
 
 
 def _polysemantic(bundle: Bundle, frame: pd.DataFrame) -> None:
     st.subheader("Polysemantic features", anchor=False)
     st.markdown(
-        "A feature that fires on several things that seem unrelated: several meanings share one direction, or the meaning is one that counting tokens "
-        "does not find. Its label begins with “mixed”. One from here:"
+        "A feature that fires on several things that seem unrelated: several meanings share one direction, or the meaning is one that "
+        "counting tokens does not find. Its label begins with “mixed”. One from here:"
     )
     feature = about.mixed_feature(frame, bundle.manifest["features"]["dense_above"])
     if feature is None:
@@ -111,6 +119,7 @@ def _live_example(bundle: Bundle, feature: int) -> None:
 
 
 def _figures(bundle: Bundle) -> None:
+    st.caption(f"Measured on {md(bundle.manifest['metrics']['evaluated_on'])}.")
     table = pd.DataFrame(about.figure_rows(bundle.manifest), columns=["Figure", "Value", "What it is", "Measured on"])
     st.table(table.map(md).set_index("Figure"), border="horizontal")
     by_category = bundle.manifest["metrics"]["by_category"]
@@ -121,7 +130,9 @@ def _figures(bundle: Bundle) -> None:
             "Tokens": st.column_config.NumberColumn(format="localized", help="On which explained variance is measured."),
             "Explained variance": st.column_config.NumberColumn(format="%.3f"),
             "Clean loss": st.column_config.NumberColumn(format="%.3f", help="Cross entropy of the next token in nats."),
-            "Increase": st.column_config.NumberColumn(format="%+.3f", help="Cross entropy with the SAE spliced in, minus the clean one, in nats."),
+            "Increase": st.column_config.NumberColumn(
+                format="%+.3f", help="Cross entropy with the SAE spliced in, minus the clean one, in nats."
+            ),
             "L0": st.column_config.NumberColumn(format="%.1f", help="Mean number of active features on a token."),
             "Recovered": st.column_config.NumberColumn(format="%.1f %%", help="Of the loss between zero ablation and the clean model."),
         }

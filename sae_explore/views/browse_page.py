@@ -15,7 +15,7 @@ from sae_explore.views.feature_panel import feature_panel
 from sae_explore.wording import KIND_WORDS, count_of, percent
 
 _ONE_IN = (0, 1_000_000, 300_000, 100_000, 30_000, 10_000, 3_000, 1_000, 300, 100, 30, 10, 3, 1)  # stops of the density slider; 0: no limit
-_HEIGHT = 560
+_HEIGHT, _ROWS = 560, 15  # of the table, in pixels and in the rows that fit
 _DEAD = "Features that fire on none of this bundle's tokens."
 
 _HOLDS = "Share of examples, strong and weak ones, for which the label holds."
@@ -24,12 +24,16 @@ _CONFIG = {
     "feature": st.column_config.NumberColumn("Feature", format="%d", width=65, pinned=True),
     "label": st.column_config.TextColumn("Label", width=190, help="Automatic: what the strongest examples have in common."),
     "kind": st.column_config.TextColumn("The label names", width=130, help="Which property the label is about."),
-    "confidence": st.column_config.ProgressColumn(
-        "Confidence", format="%.2f", min_value=0, max_value=1, width=100, help=_HOLDS
+    "confidence": st.column_config.ProgressColumn("Confidence", format="%.2f", min_value=0, max_value=1, width=100, help=_HOLDS),
+    "density": st.column_config.NumberColumn(
+        "Fires on", format="%.3f %%", width=80, help="Density: share of tokens on which the feature fires."
     ),
-    "density": st.column_config.NumberColumn("Fires on", format="%.3f %%", width=80, help="Density: share of tokens on which the feature fires."),
-    "max": st.column_config.NumberColumn("Max", format="%.2f", width=65, help="Strongest activation on these texts, in the SAE's own units."),
-    "peak": st.column_config.TextColumn("Peak token", width=110, help="The commonest peak token of the strongest examples; · is a leading space."),
+    "max": st.column_config.NumberColumn(
+        "Max", format="%.2f", width=65, help="Strongest activation on these texts, in the SAE's own units."
+    ),
+    "peak": st.column_config.TextColumn(
+        "Peak token", width=110, help="The commonest peak token of the strongest examples; · is a leading space."
+    ),
     "lens": st.column_config.TextColumn("Writes", width=280, help="The tokens that the logit lens says the feature promotes most."),
 }
 
@@ -44,7 +48,10 @@ def render(bundle: Bundle) -> None:
     rows = ordered(frame, mask, query=wanted.query)
     left, right = st.columns([8, 5], gap="medium")
     with left:
-        st.markdown(f"**{len(rows):,} of {count_of(len(frame), 'feature')}**" + _hidden(wanted, summary), help="First the features with clear labels that are not too common. A click on a column's head sorts by it.")
+        st.markdown(
+            f"**{len(rows):,} of {count_of(len(frame), 'feature')}**" + _hidden(wanted, summary),
+            help="First the features with clear labels that are not too common. A click on a column's head sorts by it.",
+        )
         chosen = _table(frame, rows, wanted) if len(rows) else _nothing(wanted)
     with right:
         _density(frame, wanted)
@@ -63,23 +70,45 @@ def _filters(summary: dict) -> Filter:
     stay = {"persist_state": "session"}
     first, second, third, fourth = st.columns([6, 4, 4, 4], gap="medium")
     with first:
-        query = st.text_input("Search", key="browse_query", placeholder="a word of a label, a token, or a feature's number", live=True, type="search",
-                              help="Finds this piece of text, in upper or lower case, in labels, peak tokens and promoted tokens.", **stay)  # fmt: skip
+        query = st.text_input(
+            "Search",
+            key="browse_query",
+            placeholder="a word of a label, a token, or a feature's number",
+            live=True,
+            type="search",
+            help="Finds this piece of text, in upper or lower case, in labels, peak tokens and promoted tokens.",
+            **stay,
+        )
         with st.container(horizontal=True):
             hide_dead = bool(summary["dead"]) and st.toggle(f"Hide {summary['dead']:,} dead", True, key="browse_dead", help=_DEAD, **stay)
-            dense_help = f"Features that fire on more than {percent(summary['dense_above'])} of all tokens: they say little about any one of them."
-            hide_dense = bool(summary["dense"]) and st.toggle(f"Hide {summary['dense']:,} dense", True, key="browse_dense", help=dense_help, **stay)
+            dense_help = (
+                f"Features that fire on more than {percent(summary['dense_above'])} of all tokens: they say little about any one of them."
+            )
+            hide_dense = bool(summary["dense"]) and st.toggle(
+                f"Hide {summary['dense']:,} dense", True, key="browse_dense", help=dense_help, **stay
+            )
     with second:
-        kinds = st.multiselect("The label names", list(KIND_WORDS), format_func=KIND_WORDS.get, key="browse_kinds", placeholder="anything",
-                               help="Which property the label is about.", **stay)  # fmt: skip
+        kinds = st.multiselect(
+            "The label names",
+            list(KIND_WORDS),
+            format_func=KIND_WORDS.get,
+            key="browse_kinds",
+            placeholder="anything",
+            help="Which property the label is about.",
+            **stay,
+        )
     with third:
         confidence = st.slider("Confidence at least", 0.0, 1.0, 0.0, 0.05, key="browse_confidence", help=_HOLDS, **stay)
     with fourth:
         low, high = st.select_slider("Fires on", _ONE_IN, (_ONE_IN[0], _ONE_IN[-1]), format_func=_stop_words, key="browse_density", **stay)
     return Filter(
-        query=query or "", hide_dead=hide_dead, dense_above=summary["dense_above"] if hide_dense else None, kinds=frozenset(kinds),
-        confidence=confidence, density=(1 / low if low else 0.0, 1 / high if high else 0.0),
-    )  # fmt: skip
+        query=query or "",
+        hide_dead=hide_dead,
+        dense_above=summary["dense_above"] if hide_dense else None,
+        kinds=frozenset(kinds),
+        confidence=confidence,
+        density=(1 / low if low else 0.0, 1 / high if high else 0.0),
+    )
 
 
 def _stop_words(one_in: int) -> str:
@@ -104,9 +133,15 @@ def _table(frame: pd.DataFrame, rows: np.ndarray, wanted: Filter) -> int | None:
     shown["density"] = shown["density"] * 100
     shown["kind"] = shown["kind"].map(KIND_WORDS)
     event = st.dataframe(
-        shown, hide_index=True, column_config=_CONFIG, key=f"browse_table_{abs(hash(wanted))}", on_select="rerun", selection_mode="single-row",
-        height=_HEIGHT, alt="Features with label, confidence, density, maximum, peak token and promoted tokens",
-    )  # fmt: skip
+        shown,
+        hide_index=True,
+        column_config=_CONFIG,
+        key=f"browse_table_{abs(hash(wanted))}",
+        on_select="rerun",
+        selection_mode="single-row",
+        height="content" if len(rows) <= _ROWS else _HEIGHT,
+        alt="Features with label, confidence, density, maximum, peak token and promoted tokens",
+    )
     picked = event["selection"]["rows"]
     return int(rows[picked[0]]) if picked and picked[0] < len(rows) else None
 
@@ -123,6 +158,12 @@ def _density(frame: pd.DataFrame, wanted: Filter) -> None:
     narrowed = (low, high) != (0.0, 1.0)
     st.plotly_chart(
         figures.density_histogram(density, low=low if narrowed else None, high=high if narrowed else None, dense_above=wanted.dense_above),
-        config=figures.CONFIG, key="browse_histogram", alt="Histogram: how many features fire how often",
-    )  # fmt: skip
-    st.caption("How often features fire." + (" Grey: the chosen range." if narrowed else "") + (" Dotted: dense from here." if wanted.dense_above else ""))
+        config=figures.CONFIG,
+        key="browse_histogram",
+        alt="Histogram: how many features fire how often",
+    )
+    st.caption(
+        "How often features fire."
+        + (" Grey: the chosen range." if narrowed else "")
+        + (" Dotted: dense from here." if wanted.dense_above else "")
+    )

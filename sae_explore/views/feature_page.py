@@ -30,10 +30,10 @@ def render(bundle: Bundle) -> None:
         with left:
             feature_sections.examples(bundle, feature)
             feature_test.test_box(bundle, feature)
-            feature_sections.categories(bundle, card)
         with right:
             feature_sections.lens(bundle, feature)
             feature_sections.strength(card)
+            feature_sections.categories(bundle, card)
     else:
         _dead(bundle, feature)
     feature_sections.related(bundle, card)
@@ -79,7 +79,13 @@ def _navigation(bundle: Bundle, feature: int) -> None:
         st.number_input("Go to number", 0, bundle.d_sae - 1, step=1, key=_NUMBER, on_change=_go_to_number, width=170)
         st.button("Previous", icon=":material/chevron_left:", disabled=feature == 0, on_click=_go, args=(feature - 1,))
         st.button("Next", icon=":material/chevron_right:", disabled=feature == bundle.d_sae - 1, on_click=_go, args=(feature + 1,))
-        st.button("Random", icon=":material/casino:", on_click=_go_random, args=(bundle, feature), help="Another feature that fires on this corpus.")
+        st.button(
+            "Random",
+            icon=":material/casino:",
+            on_click=_go_random,
+            args=(bundle, feature),
+            help="Another feature that fires on this corpus.",
+        )
 
 
 # ---- what it is --------------------------------------------------------------------------------------------------------
@@ -92,23 +98,39 @@ def _header(bundle: Bundle, row: dict) -> None:
     words = confidence_words(row["confidence"])
     st.caption(
         f"Automatic label, {words} ({row['confidence']:.2f}); it names {KIND_WORDS[row['label_kind']]}.",
-        help="Labels come from the strongest examples and the logit lens; no other model is asked. The number is the share of examples, strong and "
-        "weak ones, for which the label holds: clear from 0.8, fairly clear from 0.5, rough from 0.25, else unclear.",
+        help="Labels come from the strongest examples and the logit lens; no other model is asked. "
+        "The number is the share of examples, strong and weak ones, for which the label holds: clear from 0.8, fairly clear from 0.5, rough from 0.25, else unclear.",
     )
     counted = bundle.manifest["features"]["counted_tokens"]
     facts = (
-        ("Fires on", f"{density_words(row['density'])} ({percent(row['density'])})", "Density: the share of tokens on which the activation is above 0."),
-        ("Firing tokens", f"{row['count']:,} of {counted:,}", "Tokens of this bundle's texts; special tokens and attention sinks are not counted."),
-        ("Maximum", f"{row['max']:.2f}", f"Its strongest activation on these texts, in {bundle.units}. Colours and percentages refer to it."),
-        ("Mean when firing", f"{row['mean']:.2f}", f"Mean over the {count_of(row['count'], 'token')} on which it fires, in {bundle.units}."),
+        (
+            "Fires on",
+            f"{density_words(row['density'])} ({percent(row['density'])})",
+            "Density: the share of tokens on which the activation is above 0.",
+        ),
+        (
+            "Firing tokens",
+            f"{row['count']:,} of {counted:,}",
+            "Tokens of this bundle's texts; special tokens and attention sinks are not counted.",
+        ),
+        (
+            "Maximum",
+            f"{row['max']:.2f}",
+            f"Its strongest activation on these texts, in {bundle.units}. Colours and percentages refer to it.",
+        ),
+        (
+            "Mean when firing",
+            f"{row['mean']:.2f}",
+            f"Mean over the {count_of(row['count'], 'token')} on which it fires, in {bundle.units}.",
+        ),
     )
     with st.container(horizontal=True, gap="large"):
         for label, value, explained in facts:
             st.metric(label, value, help=explained, width="content")
     if row["density"] > bundle.manifest["features"]["dense_above"]:
         st.info(
-            f"This feature is dense: it fires on more than {percent(bundle.manifest['features']['dense_above'])} of all tokens, so it says little "
-            "about any one of them. Lists hide such features unless asked.",
+            f"This feature is dense: it fires on more than {percent(bundle.manifest['features']['dense_above'])} of all tokens, so it says "
+            "little about any one of them. Lists hide such features unless asked.",
             icon=":material/density_small:",
         )
 
@@ -117,8 +139,8 @@ def _dead(bundle: Bundle, feature: int) -> None:
     """No examples and no histogram: there are none. Its decoder direction exists all the same."""
     counted = bundle.manifest["features"]["counted_tokens"]
     st.info(
-        f"Feature {feature} is dead here: its activation is 0 on all {counted:,} tokens of this bundle's texts. There are no examples to show; "
-        "below is what its decoder direction would write, and what lies near it.",
+        f"Feature {feature} is dead here: its activation is 0 on all {counted:,} tokens of this bundle's texts. There are no examples to "
+        "show; below is what its decoder direction would write, and what lies near it.",
         icon=":material/motion_photos_off:",
     )
     left, right = st.columns([7, 5], gap="large")

@@ -27,10 +27,22 @@ def examples(bundle: Bundle, feature: int) -> None:
     """Where it fires, in context: the strongest, some of each interval, or random ones."""
     st.subheader("Where it fires", anchor=False)
     with st.container(horizontal=True, vertical_alignment="center"):
-        kind = st.segmented_control("Which examples", _KINDS, default=_KINDS[0], required=True, key="example_kind", label_visibility="collapsed",
-                                    persist_state="session")  # fmt: skip
-        whole = st.toggle("Longer context", key="example_whole", persist_state="session",
-                          help=f"Up to {bundle.manifest['context']} tokens on each side of the peak instead of {CONTEXT_BEFORE} before and {CONTEXT_AFTER} after.")  # fmt: skip
+        kind = st.segmented_control(
+            "Which examples",
+            _KINDS,
+            default=_KINDS[0],
+            required=True,
+            key="example_kind",
+            label_visibility="collapsed",
+            persist_state="session",
+        )
+        whole = st.toggle(
+            "Longer context",
+            key="example_whole",
+            persist_state="session",
+            help=f"Up to {bundle.manifest['context']} tokens on each side of the peak, "
+            f"not {CONTEXT_BEFORE} before and {CONTEXT_AFTER} after it.",
+        )
     around = bundle.manifest["context"] if whole else None
     context = {"before": around or CONTEXT_BEFORE, "after": around or CONTEXT_AFTER}
     maximum = float(bundle.maxima[feature])
@@ -40,19 +52,27 @@ def examples(bundle: Bundle, feature: int) -> None:
 def _strongest(bundle: Bundle, feature: int, maximum: float, context: dict) -> None:
     found = bundle.top_examples(feature, TOP, **context)
     more = len(found) > _SHOWN and st.session_state.get("example_all", False)
-    st.caption("Strongest first, one per window of text. Left: activation at the peak, the underlined token. Darker means closer to the maximum.")
+    st.caption(
+        "Strongest first, one per window of text. Left: activation at the peak, the underlined token. Darker means closer to the maximum."
+    )
     st.html(spans.examples_html(found if more else found[:_SHOWN], maximum, feature=feature))
     with st.container(horizontal=True, vertical_alignment="center"):
         if len(found) > _SHOWN:
             st.toggle(f"All {len(found)}", key="example_all", persist_state="session")
-        st.page_link(shell.page_named("text"), label="Open the strongest example in its text", icon=":material/open_in_new:",
-                     query_params=links.query_of(bundle=bundle.name, feature=feature, document=found[0].document_id))  # fmt: skip
+        st.page_link(
+            shell.page_named("text"),
+            label="Open the strongest example in its text",
+            icon=":material/open_in_new:",
+            query_params=links.query_of(bundle=bundle.name, feature=feature, document=found[0].document_id),
+        )
 
 
 def _by_strength(bundle: Bundle, feature: int, maximum: float, context: dict) -> None:
     """Some examples of each fifth of the range, the strongest fifth first."""
-    st.caption("Examples drawn at random from each fifth of the range up to the maximum; each stands in the fifth of its own peak. "
-               "A clear feature means the same in all of them.")  # fmt: skip
+    st.caption(
+        "Examples drawn at random from each fifth of the range up to the maximum; each stands in the fifth of its own peak. "
+        "A clear feature means the same in all of them."
+    )
     found = bundle.interval_examples(feature, **context)
     counts = bundle.histogram(feature)[1]
     intervals = bundle.examples["interval"].shape[1]
@@ -60,7 +80,10 @@ def _by_strength(bundle: Bundle, feature: int, maximum: float, context: dict) ->
     for i in range(intervals - 1, -1, -1):
         low, high = i / intervals, (i + 1) / intervals
         tokens = f", {count_of(int(per[i]), 'token')}" if per is not None else ""
-        st.markdown(f"**{low * maximum:.2f} to {high * maximum:.2f}** · {band_range(low, high)} ({low:.0%} to {high:.0%} of the maximum{tokens})")
+        st.markdown(
+            f"**{low * maximum:.2f} to {high * maximum:.2f}** · {band_range(low, high)} ({100 * low:.0f} to {100 * high:.0f} % of the "
+            f"maximum{tokens})"
+        )
         chosen = [e for e in found if e.interval == i]
         if chosen:
             st.html(spans.examples_html(chosen, maximum, feature=feature))
@@ -89,10 +112,16 @@ def convention_choice(bundle: Bundle) -> str:
     agreement = ", ".join(f"{c} {percent(info['agreement'][c])}" for c in options)
     words = "\n".join(f"- {CONVENTION_WORDS[c]}" for c in options)
     return st.segmented_control(
-        "Convention", options, default=options[0], required=True, key=f"lens_convention_{options[0]}", persist_state="session",
-        help=f"How the unembedding is read; ranks differ between them.\n{words}\n\n“{options[0]}” is the default here because its ten most promoted tokens "
+        "Convention",
+        options,
+        default=options[0],
+        required=True,
+        key=f"lens_convention_{options[0]}",
+        persist_state="session",
+        help=f"How the unembedding is read; ranks differ between them.\n{words}\n\n"
+        f"“{options[0]}” is the default here because its ten most promoted tokens "
         f"agree best with the features' own examples: they hold the peak token or the one after it in {agreement} of the top examples.",
-    )  # fmt: skip
+    )
 
 
 def lens_baseline(bundle: Bundle, convention: str, row: dict) -> float:
@@ -103,18 +132,26 @@ def lens_baseline(bundle: Bundle, convention: str, row: dict) -> float:
 @st.fragment
 def lens(bundle: Bundle, feature: int) -> None:
     """The tokens that its decoder direction promotes and suppresses."""
-    st.subheader("What it writes", anchor=False, help="The logit lens: the feature's decoder direction read through the model's unembedding.")
+    st.subheader(
+        "What it writes", anchor=False, help="The logit lens: the feature's decoder direction read through the model's unembedding."
+    )
     convention = convention_choice(bundle)
     card = resources.get_card(bundle, feature, top=TOP, convention=convention)
     baseline = lens_baseline(bundle, convention, card.row)
     for title, tokens, mark in (("Promotes", card.positive, baseline), ("Suppresses", card.negative, -baseline)):
         st.markdown(f"**{title}**")
         listed = ", ".join(spans.plain(t.token) for t in tokens[:_LENS])
-        st.plotly_chart(figures.lens_bars(tokens[:_LENS], baseline=mark), config=figures.CONFIG, key=f"lens_{title}", alt=f"{title}: {listed}")
+        st.plotly_chart(
+            figures.lens_bars(tokens[:_LENS], baseline=mark), config=figures.CONFIG, key=f"lens_{title}", alt=f"{title}: {listed}"
+        )
     beyond = sum(t.logit > baseline for t in card.positive)
     st.caption(
         f"Dashed line: the largest logit of random directions, on average ({baseline:.2f}). "
-        + (f"{beyond} of the {len(card.positive)} most promoted tokens lie beyond it." if beyond else "No promoted token lies beyond it: read this list with doubt.")
+        + (
+            f"{beyond} of the {len(card.positive)} most promoted tokens {'lies' if beyond == 1 else 'lie'} beyond it."
+            if beyond
+            else "No promoted token lies beyond it: read this list with doubt."
+        )
     )
 
 
@@ -126,10 +163,14 @@ def strength(card: FeatureCard) -> None:
     st.subheader("How strongly it fires", anchor=False)
     edges, counts = card.extra["histogram"]
     shares = " · ".join(f"{name} {percent(share)}" for name, share in figures.band_shares(counts).items())
-    st.plotly_chart(figures.activation_histogram(edges, counts), config=figures.CONFIG, key="strength", alt=f"Histogram of activations: {shares}")
-    st.caption(f"Of its firings: {shares}.",
-               help="Bands are shares of this feature's own maximum, because units differ between SAEs: trace below 5 %, weak below 25 %, moderate below 50 %, "
-               "strong from there. The dotted lines stand at these limits.")  # fmt: skip
+    st.plotly_chart(
+        figures.activation_histogram(edges, counts), config=figures.CONFIG, key="strength", alt=f"Histogram of activations: {shares}"
+    )
+    st.caption(
+        f"Of its firings: {shares}.",
+        help="Bands are shares of this feature's own maximum, because units differ between SAEs: "
+        "trace below 5 %, weak below 25 %, moderate below 50 %, strong from there. The dotted lines stand at these limits.",
+    )
 
 
 def categories(bundle: Bundle, card: FeatureCard) -> None:
@@ -143,9 +184,17 @@ def categories(bundle: Bundle, card: FeatureCard) -> None:
     names = sorted(counts, key=lambda name: -counts[name])[:_CATEGORIES]
     shares = [counts[name] / total for name in names]
     said = ", ".join(f"{spans.plain(name)} {share:.0%}" for name, share in zip(names, shares, strict=True))
-    st.plotly_chart(figures.category_bars(names, shares, [corpus[name] for name in names]), config=figures.CONFIG, key="categories", alt=f"Share of firings: {said}")
+    st.plotly_chart(
+        figures.category_bars(names, shares, [corpus[name] for name in names]),
+        config=figures.CONFIG,
+        key="categories",
+        alt=f"Share of firings: {said}",
+    )
     left = len(counts) - len(names)
-    st.caption("A bar that reaches far beyond its mark: the feature prefers such texts." + (f" {left} more categories have fewer firings." if left > 0 else ""))
+    st.caption(
+        "A bar that reaches far beyond its mark: the feature prefers such texts."
+        + (f" {left} more categories have fewer firings." if left > 0 else "")
+    )
 
 
 # ---- other features ----------------------------------------------------------------------------------------------------
@@ -153,16 +202,22 @@ def categories(bundle: Bundle, card: FeatureCard) -> None:
 
 def related(bundle: Bundle, card: FeatureCard) -> None:
     """Nearest by decoder cosine, and those that fire on the same tokens."""
-    left, right = st.columns(2, gap="large")
+    left, right = st.columns([5, 7], gap="large")
     with left:
         st.subheader("Nearest directions", anchor=False, help="Features whose decoder directions have the largest cosine with this one's.")
         table = pd.DataFrame(card.neighbours, columns=["Feature", "Cosine"])
-        columns = {"Cosine": st.column_config.NumberColumn(format="%.3f", help="Of the decoder directions: 1 is the same direction, 0 unrelated.")}
+        columns = {
+            "Cosine": st.column_config.NumberColumn(format="%.3f", help="Of the decoder directions: 1 is the same direction, 0 unrelated.")
+        }
         _feature_table(bundle, card, table, columns, "nearest")
     if not card.row["count"]:
         return
     with right:
-        st.subheader("Fires together with", anchor=False, help="Features whose firing tokens coincide with this one's more than chance would have it.")
+        st.subheader(
+            "Fires together with",
+            anchor=False,
+            help="Features whose firing tokens coincide with this one's more than chance would have it.",
+        )
         together = pd.DataFrame(card.extra["coactive"], columns=["feature", "probability", "correlation", "count"])
         if together.empty:
             st.caption("No feature fires on the same tokens more often than chance.")
@@ -170,8 +225,12 @@ def related(bundle: Bundle, card: FeatureCard) -> None:
         together["probability"] *= 100
         together.columns = ["Feature", "Together", "Correlation", "Tokens"]
         columns = {
-            "Together": st.column_config.NumberColumn(format="%.0f %%", help="Share of this feature's firing tokens on which the other fires too."),
-            "Correlation": st.column_config.NumberColumn(format="%.2f", help="Phi coefficient of the two firing patterns: 1 is always together."),
+            "Together": st.column_config.NumberColumn(
+                format="%.0f %%", help="Share of this feature's firing tokens on which the other fires too."
+            ),
+            "Correlation": st.column_config.NumberColumn(
+                format="%.2f", help="Phi coefficient of the two firing patterns: 1 is always together."
+            ),
             "Tokens": st.column_config.NumberColumn(format="localized", help="Tokens on which both fire."),
         }
         _feature_table(bundle, card, together, columns, "coactive")
@@ -181,9 +240,15 @@ def _feature_table(bundle: Bundle, card: FeatureCard, table: pd.DataFrame, colum
     """A table of features with their labels; selecting a row opens that feature."""
     table.insert(1, "Label", resources.get_frame(bundle)["label"].to_numpy()[table["Feature"].to_numpy()])
     st.dataframe(
-        table, hide_index=True, key=_table_key(name, card.ref.feature), on_select="rerun", selection_mode="single-row", column_config=columns,
-        height="content", alt=f"{name} features of feature {card.ref.feature}",
-    )  # fmt: skip
+        table,
+        hide_index=True,
+        key=_table_key(name, card.ref.feature),
+        on_select="rerun",
+        selection_mode="single-row",
+        column_config=columns,
+        height="content",
+        alt=f"{name} features of feature {card.ref.feature}",
+    )
     st.caption("Select a row to open that feature.")
 
 

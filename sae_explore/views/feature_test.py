@@ -8,12 +8,12 @@ import streamlit as st
 from sae_explore import links, resources, spans
 from sae_explore.bundle import Bundle
 from sae_explore.errors import ExploreError
-from sae_explore.spans import md
+from sae_explore.spans import dotted, md
 from sae_explore.strength import band_of
 from sae_explore.types import TextTrace
 from sae_explore.views import shell
 from sae_explore.views.model_wait import model_ready
-from sae_explore.wording import count_of
+from sae_explore.wording import count_of, percent
 
 _TEXT = "_test_text"  # the text tried last, kept for the next feature
 MAX_CHARACTERS = 5_000
@@ -25,9 +25,14 @@ def test_box(bundle: Bundle, feature: int) -> None:
     st.subheader("Does my text activate it?", anchor=False)
     with st.form("feature_test", border=False):
         text = st.text_area(
-            "A text of your own", key="_test_area", persist_state="session", height=90, max_chars=MAX_CHARACTERS,
-            placeholder="A sentence that may or may not activate this feature", label_visibility="collapsed",
-        )  # fmt: skip
+            "A text of your own",
+            key="_test_area",
+            persist_state="session",
+            height=90,
+            max_chars=MAX_CHARACTERS,
+            placeholder="A sentence that may or may not activate this feature",
+            label_visibility="collapsed",
+        )
         submitted = st.form_submit_button("Test", icon=":material/play_arrow:")
     if submitted:
         st.session_state[_TEXT] = text
@@ -46,25 +51,35 @@ def test_box(bundle: Bundle, feature: int) -> None:
             st.error(str(error), icon=":material/error:")
 
 
-def verdict(values: np.ndarray, tokens: tuple[str, ...], counted: int, maximum: float) -> str:
+def verdict(values: np.ndarray, tokens: tuple[str, ...], data: tuple[bytes, ...], counted: int, maximum: float) -> str:
     """One sentence: on how many tokens it fires, where most, and how strong that is beside its maximum on the corpus. Markdown."""
     firing = int((values > 0).sum())
     if not firing:
         return f"Silent on all {count_of(counted, 'token')}."
     peak = int(values.argmax())
     top = float(values[peak])
-    beside = f"{band_of(top / maximum)}, {top / maximum:.0%} of its maximum on the corpus" if maximum > 0 else "it never fires on the corpus"
-    return f"Fires on {firing:,} of {count_of(counted, 'token')}, most on “{md(tokens[peak])}”: **{top:.2f}** ({beside})."
+    beside = (
+        f"{band_of(top / maximum)}, {percent(top / maximum)} of its maximum on the corpus"
+        if maximum > 0
+        else "it never fires on the corpus"
+    )
+    return (
+        f"Fires on {firing:,} of {count_of(counted, 'token')}, most on “{md(dotted(tokens[peak], data[peak]))}”: **{top:.2f}** ({beside})."
+    )
 
 
 def _result(bundle: Bundle, feature: int, trace: TextTrace) -> None:
     values = np.where(trace.ignored, 0, trace.rows.column(feature))
     maximum = float(bundle.maxima[feature])
-    st.markdown(verdict(values, trace.tokens.texts, int((~trace.ignored).sum()), maximum))
+    st.markdown(verdict(values, trace.tokens.texts, trace.tokens.bytes, int((~trace.ignored).sum()), maximum))
     scale = maximum or float(values.max())
     peak = int(values.argmax()) if (values > 0).any() else None
     st.html(spans.run_html(trace.tokens.texts, values, trace.ignored, scale, peak=peak, data=trace.tokens.bytes, feature=feature))
-    st.page_link(shell.page_named("text"), label="All features of this text", icon=":material/edit_note:",
-                 query_params=links.query_of(bundle=bundle.name, text=trace.text))  # fmt: skip
+    st.page_link(
+        shell.page_named("text"),
+        label="All features of this text",
+        icon=":material/edit_note:",
+        query_params=links.query_of(bundle=bundle.name, text=trace.text),
+    )
     if not links.fits_link(trace.text):
         st.caption(f"The text is longer than a link can carry ({links.MAX_LINK_TEXT:,} characters): paste it there.")

@@ -27,9 +27,9 @@ def render(bundle: Bundle) -> None:
     shell.write_link(bundle, features=features)
     st.title("Lens", anchor=False)
     st.markdown(
-        "A feature adds its decoder direction to the residual stream; the logit lens reads that direction as if it went straight into the model's "
-        "unembedding, so its largest entries are the tokens that the feature makes more likely. Late layers write almost directly, earlier ones "
-        "are changed on the way: there the list is a hint, and the dashed line shows what chance gives."
+        "A feature adds its decoder direction to the residual stream; the logit lens reads that direction as if it went straight into the "
+        "model's unembedding, so its largest entries are the tokens that the feature makes more likely. Late layers write almost directly, "
+        "earlier ones are changed on the way: there the list is a hint, and the dashed line shows what chance gives."
     )
     _choice(bundle)
     if not features:
@@ -87,10 +87,22 @@ def _take_diverse(bundle: Bundle) -> None:
 def _choice(bundle: Bundle) -> None:
     st.session_state[_NUMBERS] = ", ".join(map(str, st.session_state[_CHOSEN]))
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        st.text_input("Features", key=_NUMBERS, on_change=_typed, args=(bundle,), placeholder="numbers, as in 12, 340, 7", width=340,
-                      help=f"Numbers of up to {MOST} features, with commas or spaces between them.")  # fmt: skip
-        st.button("Diverse features", icon=":material/shuffle:", on_click=_take_diverse, args=(bundle,),
-                  help=f"{_DIVERSE} features with clear labels that are not too common, and whose directions differ (|cosine| below {LIMIT}).")  # fmt: skip
+        st.text_input(
+            "Features",
+            key=_NUMBERS,
+            on_change=_typed,
+            args=(bundle,),
+            placeholder="numbers, as in 12, 340, 7",
+            width=340,
+            help=f"Numbers of up to {MOST} features, with commas or spaces between them.",
+        )
+        st.button(
+            "Diverse features",
+            icon=":material/shuffle:",
+            on_click=_take_diverse,
+            args=(bundle,),
+            help=f"{_DIVERSE} features with clear labels that are not too common, and whose directions differ (|cosine| below {LIMIT}).",
+        )
 
 
 # ---- what they write ---------------------------------------------------------------------------------------------------
@@ -108,8 +120,12 @@ def _bars(bundle: Bundle, features: list[int], convention: str) -> None:
         for column, feature, row, tokens, baseline in zip(columns, *(x[start:] for x in (features, rows, lists, baselines)), strict=False):
             with column:
                 shell.feature_link(bundle, feature, f"Feature {feature}: {md(row['label'])}")
-                st.plotly_chart(figures.lens_bars(tokens, baseline=baseline, end=end), config=figures.CONFIG, key=f"bars_{feature}",
-                                alt=f"Feature {feature} promotes: {', '.join(spans.plain(t.token) for t in tokens)}")  # fmt: skip
+                st.plotly_chart(
+                    figures.lens_bars(tokens, baseline=baseline, end=end),
+                    config=figures.CONFIG,
+                    key=f"bars_{feature}",
+                    alt=f"Feature {feature} promotes: {', '.join(spans.plain(t.token) for t in tokens)}",
+                )
 
 
 def _similarity(bundle: Bundle, features: list[int]) -> None:
@@ -118,19 +134,34 @@ def _similarity(bundle: Bundle, features: list[int]) -> None:
         st.caption("Choose two features or more to compare their directions.")
         return
     matrix = cosine_matrix(bundle.W_dec[features])
-    st.plotly_chart(figures.similarity_heatmap(matrix, [str(f) for f in features]), config=figures.CONFIG, key="similarity",
-                    alt="Decoder cosines between the chosen features")  # fmt: skip
+    st.plotly_chart(
+        figures.similarity_heatmap(matrix, [str(f) for f in features]),
+        config=figures.CONFIG,
+        key="similarity",
+        alt="Decoder cosines between the chosen features",
+    )
     largest = np.abs(matrix - np.eye(len(features))).max()
-    st.caption(f"Largest |cosine| between two of them: {largest:.2f}. Two random directions in {bundle.manifest['sae']['d_in']} dimensions "
-               f"have about {1 / bundle.manifest['sae']['d_in'] ** 0.5:.2f}.")  # fmt: skip
+    st.caption(
+        f"Largest |cosine| between two of them: {largest:.2f}. Two random directions in {bundle.manifest['sae']['d_in']} dimensions "
+        f"have about {1 / bundle.manifest['sae']['d_in'] ** 0.5:.2f}."
+    )
 
 
 def _strength(bundle: Bundle, features: list[int]) -> None:
     random = bundle.manifest["lens"]["random"]
-    st.subheader("How far do they reach?", anchor=False,
-                 help="Direction strength: the standard deviation of the folded lens logits over the vocabulary.")  # fmt: skip
+    st.subheader(
+        "How far do they reach?",
+        anchor=False,
+        help="Direction strength: the standard deviation of the folded lens logits over the vocabulary.",
+    )
     strengths = bundle.features["strength"].to_numpy()[features]
-    st.plotly_chart(figures.strength_bars([str(f) for f in features], strengths, baseline=random["strength"]), config=figures.CONFIG,
-                    key="strengths", alt="Direction strength: " + ", ".join(f"feature {f} {s:.3f}" for f, s in zip(features, strengths, strict=True)))  # fmt: skip
-    st.caption(f"Direction strength: how much the feature's logits spread over the vocabulary. Dashed line: mean of {random['directions']} random "
-               f"unit directions, {random['strength']:.3f}. A feature at the line writes no more vocabulary than chance.")  # fmt: skip
+    st.plotly_chart(
+        figures.strength_bars([str(f) for f in features], strengths, baseline=random["strength"]),
+        config=figures.CONFIG,
+        key="strengths",
+        alt="Direction strength: " + ", ".join(f"feature {f} {s:.3f}" for f, s in zip(features, strengths, strict=True)),
+    )
+    st.caption(
+        f"Direction strength: how much the feature's logits spread over the vocabulary. Dashed line: mean of {random['directions']} random "
+        f"unit directions, {random['strength']:.3f}. A feature at the line writes no more vocabulary than chance."
+    )

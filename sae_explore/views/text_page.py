@@ -70,11 +70,10 @@ def render(bundle: Bundle) -> None:
     with right:
         _examples(picks)
     body = st.empty()  # one place for the wait and for what follows it, so that nothing of the text before stays on the page
-    shown = _own_text(bundle, body) if st.session_state.get("text") is not None else _stored_text(bundle, row)
+    own = st.session_state.get("text")
+    shown = _stored_text(bundle, row, feature) if own is None else _own_text(bundle, own, feature, body)
     if shown is None:
         return
-    untouched = feature is None and not shown.own and st.session_state.get("document") is None
-    shell.write_link(bundle, bare=untouched, feature=feature, text=shown.trace.text if shown.own else None, document=shown.document_id)
     with body.container():
         _analysis(bundle, shown, feature)
 
@@ -86,7 +85,7 @@ def _form(bundle: Bundle) -> None:
     """An own text. What is wrong with it is said here, and the page goes on showing what it showed."""
     own = st.session_state.get("text")
     if own is not None and st.session_state.get("_typed_from") != own:  # it came with a link
-        st.session_state["_typed"] = st.session_state["_typed_from"] = own
+        st.session_state["_typed"], st.session_state["_typed_from"] = own.encode(errors="replace").decode(), own
     elif "_typed" not in st.session_state:
         st.session_state["_typed"] = own or ""
     with st.form("own_text", border=False):
@@ -134,11 +133,11 @@ def _examples(picks: list[Pick]) -> None:
     )
 
 
-def _own_text(bundle: Bundle, body) -> Shown | None:
+def _own_text(bundle: Bundle, own: str, feature: int | None, body) -> Shown | None:
     """The own text through the model; None while it cannot be read, for which `body` says why."""
-    own = st.session_state["text"]
     try:
         text_view.check_own_text(own)
+        shell.write_link(bundle, feature=feature, text=own)  # before a long wait: reloading the page then loses nothing
         if not model_wait.model_ready(bundle, body):
             return None
         with body, st.spinner("Reading the text …", show_time=True):
@@ -150,8 +149,11 @@ def _own_text(bundle: Bundle, body) -> Shown | None:
     return Shown(trace, f"{bundle.name}-{digest}", True, "Your text", None)
 
 
-def _stored_text(bundle: Bundle, row: int) -> Shown:
+def _stored_text(bundle: Bundle, row: int, feature: int | None) -> Shown:
+    """A text of the store, which needs no model."""
     document_id, source, category = (bundle.documents[c][row].as_py() for c in ("id", "source", "category"))
+    untouched = feature is None and st.session_state.get("document") is None
+    shell.write_link(bundle, bare=untouched, feature=feature, document=document_id)
     said = f"Stored text {spans.md(document_id)} ({spans.md(', '.join(dict.fromkeys(filter(None, (category, source)))))})"
     return Shown(resources.get_document_trace(bundle, row), f"{bundle.name}-{row}", False, said, document_id)
 
