@@ -214,5 +214,6 @@ def _readable_failures(request: BuildRequest) -> Iterator[None]:
             raise ExploreError("the build cannot write its training state; is the disk full? Finished stages are kept") from error
         raise
     except OSError as error:
-        what = f"{error.strerror}: {error.filename}" if error.strerror and error.filename else str(error)
+        what = os.strerror(error.errno) if error.errno else f"{error}, is the disk full?"  # numpy says how much it could write
+        what += f": {error.filename}" if error.filename else ""
         raise ExploreError(f"the build cannot read or write a file ({what}); finished stages are kept") from error

@@ -13,6 +13,7 @@ from sae_explore import spans
 ROW = 38  # pixels a feature: a line of words above a line of cells
 CELL = 18
 MOST_TICKS = 64  # tokens that fit under the axis; more are numbered
+_SCALE = 68  # pixels of the colour scale
 _LONGEST_LABEL = 90
 _TICKS = (0.05, 0.25, 0.5, 1.0)
 _ORANGE = "245,124,32"  # as in spans, so that a cell has the colour of its token
@@ -99,9 +100,9 @@ def token_feature_heatmap(
     ticks = {"tickvals": positions, "ticktext": names, "tickangle": -90} if few else {"title": {"text": "Position of the token"}}
     figure.update_xaxes(range=[start - 0.5, start + n - 0.5], showgrid=False, zeroline=False, **ticks)
     figure.update_yaxes(range=[len(features) - 0.5, -0.6], showticklabels=False, showgrid=False, zeroline=False)
-    top, bottom = 58, 84 if few else 48
+    top, bottom = 10, 84 if few else 48  # plotly itself makes room on top for the scale
     figure.update_layout(
-        height=top + ROW * len(features) + bottom,
+        height=_SCALE + ROW * len(features) + bottom,
         margin={"l": 0, "r": 0, "t": top, "b": bottom},
         dragmode=False,
         paper_bgcolor="rgba(0,0,0,0)",

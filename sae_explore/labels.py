@@ -22,6 +22,7 @@ from dataclasses import dataclass
 
 HOLDS = 0.6
 KINDS = ("token", "form", "after", "before", "tokens", "lens", "category", "mixed", "dead")
+_MANY_SPACES = 4  # from so many on, a run of spaces is written as a number
 _FEW = 3  # a list of at most so many tokens can still name a feature
 
 
@@ -149,8 +150,10 @@ def _candidates(top, category_share, lens_tokens, lens):
 
 def shown(token: str) -> str:
     """A token as it is written in a label."""
-    marks = {"\n": "↵", "\n\n": "↵↵", " ": "␣", "\t": "⇥"}
-    return marks.get(token, token.replace("\n", "↵").strip() or "␣" * len(token))
+    marks = {"\n": "↵", "\t": "⇥"}
+    if token.strip(" "):
+        return "".join(marks.get(c, c) for c in token.strip(" "))
+    return "␣" * len(token) if len(token) < _MANY_SPACES else f"{len(token)} spaces"
 
 
 def lens_score(z_top: float, random_z_top: Sequence[float]) -> float:

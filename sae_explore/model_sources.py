@@ -150,7 +150,7 @@ def _from_hub_cache(repo: str, revision: str | None) -> Path | None:
     try:
         folder = Path(snapshot_download(repo, revision=revision, allow_patterns=_HUB_FILES, ignore_patterns=_NOT_HUB_FILES, local_files_only=True))
     except HFValidationError as error:
-        raise InputError(f"model {repo[:120]!r} is not understood: {one_line(error)}") from error
+        raise InputError(f"model {repo[:120]!r} is no name of a repository on the Hub: {one_line(error)[:160]}") from error
     except LocalEntryNotFoundError:
         return None
     return folder if _is_whole(folder) else None

@@ -52,10 +52,11 @@ def test_browse_lists_live_features_that_are_not_dense(planted):
 
 @pytest.mark.parametrize("query", ["(", ".*", "[", "\\", "a|b", "+", "THE", " t", "7", "no such label", HOSTILE])
 def test_search_is_a_plain_piece_of_text(tiny, query):
-    wanted = [
-        row["feature"] for row in map(tiny.row, range(tiny.d_sae))
-        if row["density"] <= 0.1 and (query == str(row["feature"]) or any(query.casefold() in row[k].casefold() for k in ("label", "peak_token", "lens_tokens")))
-    ]  # fmt: skip
+    def matches(row: dict) -> bool:
+        words = (row["label"], row["peak_token"], row["lens_tokens"])
+        return query == str(row["feature"]) or any(query.casefold() in text.casefold() for text in words)
+
+    wanted = [row["feature"] for row in map(tiny.row, range(tiny.d_sae)) if row["density"] <= 0.1 and matches(row)]
     at = open_page("browse")
     at = run(at.text_input[0].set_value(query))
     assert sorted(shown_features(at)) == wanted

@@ -305,12 +305,13 @@ def test_a_clicked_token_lists_its_features(tiny):
     trace, scale = tiny.document_trace(pick.document), text_view.scale_of(tiny)
     features, values = trace.rows.row(7)
     rows = sorted((-v / scale.maxima[f], f, v) for f, v in zip(features.tolist(), values.tolist(), strict=True) if not scale.dense[f])
-    table = next(d.value for d in at.dataframe if "value" in d.value)
+    (table,) = [d.value for d in at.dataframe]
     assert table["feature"].tolist() == [f for _, f, _ in rows]
     np.testing.assert_allclose(table["value"], [v for _, _, v in rows])
     np.testing.assert_allclose(table["share"], [-100 * s for s, _, _ in rows], rtol=1e-6)
     assert picker(at)["selected"] == 7
-    run(at.button(key="_clear Token 7").click())
+    (whole,) = [b for b in at.button if b.label == "Whole text"]
+    run(whole.click())
     assert picker(at)["selected"] is None
 
 

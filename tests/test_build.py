@@ -432,7 +432,7 @@ def test_texts_of_which_nothing_counts(gpt2_folder, tmp_path, random_sae):
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "memory ran out"),
         (torch.OutOfMemoryError("CUDA out of memory."), "memory ran out"),
         (OSError(28, "No space left on device", "/x/y"), "cannot read or write a file .No space left on device: /x/y.; finished stages are kept"),
-        (OSError("10 requested and 5 written"), "10 requested and 5 written"),
+        (OSError("10 requested and 5 written"), "10 requested and 5 written, is the disk full"),
         (RuntimeError("PytorchStreamWriter failed writing file data/0"), "cannot write its training state; is the disk full"),
     ],
 )

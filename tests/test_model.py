@@ -243,3 +243,11 @@ def test_models_that_are_not_understood_are_named(save_model, tmp_path):
 
 def test_the_tokenizer_loads_without_the_model(gpt2_folder):
     assert load_tokenizer(gpt2_folder).bos_token_id == 0
+
+
+def test_models_that_load_at_once_are_whole(gpt2_folder):
+    """transformers patches torch while it loads: threads must take turns, or tied weights are missing then and ever after."""
+    with ThreadPoolExecutor(4) as threads:
+        models = list(threads.map(lambda _: load_full_model(gpt2_folder), range(8)))
+    for model in [*models, load_full_model(gpt2_folder)]:
+        assert model.lm_head.weight is model.transformer.wte.weight

@@ -73,7 +73,7 @@ def _filters(summary: dict) -> Filter:
         query = st.text_input(
             "Search",
             key="browse_query",
-            placeholder="a word of a label, a token, or a feature's number",
+            placeholder="a label, a token or a number",
             live=True,
             type="search",
             help="Finds this piece of text, in upper or lower case, in labels, peak tokens and promoted tokens.",

@@ -9,6 +9,7 @@ from sae_explore import resources
 from sae_explore.browse import start_feature
 from sae_explore.bundle import Bundle
 from sae_explore.spans import md
+from sae_explore.types import FeatureCard
 from sae_explore.views import feature_sections, feature_test, shell
 from sae_explore.wording import KIND_WORDS, confidence_words, count_of, density_words, percent
 
@@ -34,9 +35,13 @@ def render(bundle: Bundle) -> None:
             feature_sections.lens(bundle, feature)
             feature_sections.strength(card)
             feature_sections.categories(bundle, card)
+        left, right = st.columns([5, 7], gap="large")
+        with left:
+            feature_sections.nearest(bundle, card)
+        with right:
+            feature_sections.together(bundle, card)
     else:
-        _dead(bundle, feature)
-    feature_sections.related(bundle, card)
+        _dead(bundle, feature, card)
 
 
 def _chosen(bundle: Bundle) -> int:
@@ -99,7 +104,8 @@ def _header(bundle: Bundle, row: dict) -> None:
     st.caption(
         f"Automatic label, {words} ({row['confidence']:.2f}); it names {KIND_WORDS[row['label_kind']]}.",
         help="Labels come from the strongest examples and the logit lens; no other model is asked. "
-        "The number is the share of examples, strong and weak ones, for which the label holds: clear from 0.8, fairly clear from 0.5, rough from 0.25, else unclear.",
+        "The number is the share of examples, strong and weak ones, for which the label holds: "
+        "clear from 0.8, fairly clear from 0.5, rough from 0.25, else unclear.",
     )
     counted = bundle.manifest["features"]["counted_tokens"]
     facts = (
@@ -135,7 +141,7 @@ def _header(bundle: Bundle, row: dict) -> None:
         )
 
 
-def _dead(bundle: Bundle, feature: int) -> None:
+def _dead(bundle: Bundle, feature: int, card: FeatureCard) -> None:
     """No examples and no histogram: there are none. Its decoder direction exists all the same."""
     counted = bundle.manifest["features"]["counted_tokens"]
     st.info(
@@ -146,5 +152,6 @@ def _dead(bundle: Bundle, feature: int) -> None:
     left, right = st.columns([7, 5], gap="large")
     with left:
         feature_test.test_box(bundle, feature)
+        feature_sections.nearest(bundle, card)
     with right:
         feature_sections.lens(bundle, feature)

@@ -200,40 +200,34 @@ def categories(bundle: Bundle, card: FeatureCard) -> None:
 # ---- other features ----------------------------------------------------------------------------------------------------
 
 
-def related(bundle: Bundle, card: FeatureCard) -> None:
-    """Nearest by decoder cosine, and those that fire on the same tokens."""
-    left, right = st.columns([5, 7], gap="large")
-    with left:
-        st.subheader("Nearest directions", anchor=False, help="Features whose decoder directions have the largest cosine with this one's.")
-        table = pd.DataFrame(card.neighbours, columns=["Feature", "Cosine"])
-        columns = {
-            "Cosine": st.column_config.NumberColumn(format="%.3f", help="Of the decoder directions: 1 is the same direction, 0 unrelated.")
-        }
-        _feature_table(bundle, card, table, columns, "nearest")
-    if not card.row["count"]:
+def nearest(bundle: Bundle, card: FeatureCard) -> None:
+    """Nearest by decoder cosine."""
+    st.subheader("Nearest directions", anchor=False, help="Features whose decoder directions have the largest cosine with this one's.")
+    cosine = st.column_config.NumberColumn(format="%.3f", help="Of the decoder directions: 1 is the same direction, 0 unrelated.")
+    _feature_table(bundle, card, pd.DataFrame(card.neighbours, columns=["Feature", "Cosine"]), {"Cosine": cosine}, "nearest")
+
+
+_TOGETHER = {
+    "Together": st.column_config.NumberColumn(format="%.0f %%", help="Share of this feature's firing tokens on which the other fires too."),
+    "Correlation": st.column_config.NumberColumn(format="%.2f", help="Phi coefficient of the two firing patterns: 1 is always together."),
+    "Tokens": st.column_config.NumberColumn(format="localized", help="Tokens on which both fire."),
+}
+
+
+def together(bundle: Bundle, card: FeatureCard) -> None:
+    """Features that fire on the same tokens."""
+    st.subheader(
+        "Fires together with",
+        anchor=False,
+        help="Features whose firing tokens coincide with this one's more than chance would have it.",
+    )
+    table = pd.DataFrame(card.extra["coactive"], columns=["feature", "probability", "correlation", "count"])
+    if table.empty:
+        st.caption("No feature fires on the same tokens more often than chance.")
         return
-    with right:
-        st.subheader(
-            "Fires together with",
-            anchor=False,
-            help="Features whose firing tokens coincide with this one's more than chance would have it.",
-        )
-        together = pd.DataFrame(card.extra["coactive"], columns=["feature", "probability", "correlation", "count"])
-        if together.empty:
-            st.caption("No feature fires on the same tokens more often than chance.")
-            return
-        together["probability"] *= 100
-        together.columns = ["Feature", "Together", "Correlation", "Tokens"]
-        columns = {
-            "Together": st.column_config.NumberColumn(
-                format="%.0f %%", help="Share of this feature's firing tokens on which the other fires too."
-            ),
-            "Correlation": st.column_config.NumberColumn(
-                format="%.2f", help="Phi coefficient of the two firing patterns: 1 is always together."
-            ),
-            "Tokens": st.column_config.NumberColumn(format="localized", help="Tokens on which both fire."),
-        }
-        _feature_table(bundle, card, together, columns, "coactive")
+    table["probability"] *= 100
+    table.columns = ["Feature", *_TOGETHER]
+    _feature_table(bundle, card, table, _TOGETHER, "coactive")
 
 
 def _feature_table(bundle: Bundle, card: FeatureCard, table: pd.DataFrame, columns: dict, name: str) -> None:

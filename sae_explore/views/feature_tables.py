@@ -28,10 +28,8 @@ def stored_choices() -> tuple[str, bool]:
     return st.session_state.get("_rank") or "share", bool(st.session_state.get("_dense", False))
 
 
-def ranked_table(bundle: Bundle, trace: TextTrace, rows: text_view.Ranked, *, key: str, feature: int | None) -> None:
-    """All features that fire on the text, with the controls that rank them."""
-    by, dense = stored_choices()
-    st.subheader("Features on this text", anchor=False)
+def controls(bundle: Bundle, hidden: int) -> None:
+    """How the table below ranks, and whether it shows dense features, of which `hidden` are left out now."""
     with st.container(horizontal=True, vertical_alignment="bottom"):
         st.segmented_control(
             "Rank by",
@@ -43,17 +41,22 @@ def ranked_table(bundle: Bundle, trace: TextTrace, rows: text_view.Ranked, *, ke
             persist_state="session",
             help=RANK_HELP,
         )
-        if rows.hidden or dense:
-            limit = bundle.manifest["features"]["dense_above"]
+        if hidden or stored_choices()[1]:
             st.toggle(
-                "Show dense features" + (f" ({rows.hidden} hidden)" if rows.hidden else ""),
+                "Show dense features" + (f" ({hidden} hidden)" if hidden else ""),
                 key="_dense",
                 persist_state="session",
-                help=DENSE_HELP.format(limit=limit),
+                help=DENSE_HELP.format(limit=bundle.manifest["features"]["dense_above"]),
             )
+
+
+def ranked_table(bundle: Bundle, trace: TextTrace, rows: text_view.Ranked, *, key: str, feature: int | None) -> None:
+    """All features that fire on the text."""
+    by, dense = stored_choices()
     if not len(rows):
         st.info("No feature fires on this text.", icon=":material/do_not_disturb_on:")
         return
+    st.caption(f"{wording.count_of(len(rows), 'feature')} of {bundle.d_sae:,} fire on this text.")
     peaks = [spans.dotted(trace.tokens.texts[p], trace.tokens.bytes[p]) for p in rows.position]
     frame = pd.DataFrame(
         {
@@ -75,21 +78,23 @@ def ranked_table(bundle: Bundle, trace: TextTrace, rows: text_view.Ranked, *, ke
         "peak": st.column_config.TextColumn("Peak", width=72, help="The token on which it fires most strongly."),
     }
     _selectable(frame, rows.feature, config, key=f"{key}-{by}-{dense}", feature=feature, height=_height(len(frame), 12))
-    st.caption(f"{wording.count_of(len(rows), 'feature')} of {bundle.d_sae:,} fire on this text.")
 
 
 def token_table(bundle: Bundle, found: text_view.TokenFeatures, *, key: str, feature: int | None) -> None:
     """The features that fire on one token."""
     by, dense = stored_choices()
+    if not len(found.feature):
+        but = f" but {wording.count_of(found.hidden, 'dense feature')}, which the switch shows" if found.hidden else ""
+        st.info(f"Nothing fires on this token{but}.", icon=":material/do_not_disturb_on:")
+        return
+    st.caption(f"{wording.count_of(len(found.feature), 'feature')} on this token.")
     frame = pd.DataFrame(
         {"feature": found.feature, "label": _labels(bundle, found.feature), "share": 100 * found.share, "value": found.value}
     )
-    config = _common_columns(112) | {
-        "value": st.column_config.NumberColumn("Value", format="%.2f", width=62, help="Its activation on this token.")
+    config = _common_columns(132) | {
+        "value": st.column_config.NumberColumn("Value", format="%.2f", width=70, help="Its activation on this token.")
     }
-    _selectable(frame, found.feature, config, key=f"{key}-{by}-{dense}", feature=feature, height=_height(len(frame), 8))
-    hidden = f"; {wording.count_of(found.hidden, 'dense one')} hidden" if found.hidden else ""
-    st.caption(f"{wording.count_of(len(found.feature), 'feature')} on this token{hidden}.")
+    _selectable(frame, found.feature, config, key=f"{key}-{by}-{dense}", feature=feature, height=_height(len(frame), 12))
 
 
 def _labels(bundle: Bundle, features: np.ndarray) -> list[str]:

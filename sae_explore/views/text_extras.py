@@ -11,7 +11,7 @@ from sae_explore import spans, text_view, wording
 from sae_explore.bundle import Bundle
 from sae_explore.types import TextTrace
 
-MAP_FEATURES, MAP_TOKENS = 12, 128
+MAP_FEATURES, MAP_TOKENS = 12, 160
 
 
 def feature_map(bundle: Bundle, trace: TextTrace, rows: text_view.Ranked, position: int | None) -> None:
@@ -33,7 +33,7 @@ def feature_map(bundle: Bundle, trace: TextTrace, rows: text_view.Ranked, positi
     said = f"The first {wording.count_of(len(features), 'feature')} of the table, each on the scale of its own maximum."
     if len(names) < len(trace.tokens):
         said += f" Tokens {part.start} to {part.stop - 1} of {len(trace.tokens):,}: the stretch around the token that you choose."
-    alt = f"Heatmap of {len(names)} tokens and {len(features)} features; the table above holds the same numbers."
+    alt = f"Heatmap of {len(names)} tokens and {len(features)} features; the table of the text holds the same maxima."
     with panel:
         st.caption(said)
         st.plotly_chart(figure, theme="streamlit", config={"displayModeBar": False}, key="_map_figure", alt=alt)

@@ -192,18 +192,26 @@ def _analysis(bundle: Bundle, shown: Shown, feature: int | None) -> None:
     by, dense = feature_tables.stored_choices()
     rows = text_view.ranked(shown.trace, scale, by=by, dense=dense)
     position = _chosen_token(shown)
+    found = None if position is None else text_view.token_features(shown.trace, position, scale, by=by, dense=dense)
     left, right = st.columns(WIDE, gap="medium")
     with left:
         _tokens(bundle, shown, scale, feature, position, dense)
-        feature_tables.ranked_table(bundle, shown.trace, rows, key=f"rows-{shown.id}", feature=feature)
+        if found is None:
+            st.subheader("Features on this text", anchor=False)
+            feature_tables.controls(bundle, rows.hidden)
+            feature_tables.ranked_table(bundle, shown.trace, rows, key=f"rows-{shown.id}", feature=feature)
+        else:
+            _one_token(bundle, shown, position, found, feature)
     with right:
-        if position is not None:
-            _token_panel(bundle, shown, scale, position, feature, by, dense)
+        best = rows if found is None else found
         if feature is not None:
-            _heading("Chosen feature", "Clear", lambda: st.session_state.pop("feature", None))
+            with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center"):
+                st.caption("Chosen feature", width="content")
+                st.button("Clear", icon=":material/close:", type="tertiary", on_click=lambda: st.session_state.pop("feature", None))
             feature_panel(bundle, feature, trace=shown.trace)
-        elif position is None and len(rows):
-            feature_panel(bundle, int(rows.feature[0]), trace=shown.trace, kicker="Strongest on this text")
+        elif len(best.feature):
+            kicker = f"Strongest on this {'text' if found is None else 'token'}"
+            feature_panel(bundle, int(best.feature[0]), trace=shown.trace, kicker=kicker)
     text_extras.feature_map(bundle, shown.trace, rows, position)
     name = f"{bundle.name}-{'text' if shown.own else shown.document_id.replace('/', '-')}"
     text_extras.downloads(bundle, shown.trace, name, by=by)
@@ -273,26 +281,16 @@ def _about_text(shown: Shown) -> str:
     return " ".join(said)
 
 
-def _heading(title: str, button: str, clear) -> None:
-    with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center"):
-        st.caption(title, width="content")
-        st.button(button, icon=":material/close:", type="tertiary", on_click=clear, key=f"_clear {title}")
-
-
-def _token_panel(bundle: Bundle, shown: Shown, scale, position: int, feature: int | None, by: str, dense: bool) -> None:
-    """What fires on the clicked token."""
+def _one_token(bundle: Bundle, shown: Shown, position: int, found: text_view.TokenFeatures, feature: int | None) -> None:
+    """What fires on the clicked token, in place of the table of the whole text."""
     trace = shown.trace
-    _heading(f"Token {position}", "Clear", lambda: st.session_state.pop("_token", None))
-    st.html(spans.chips_html([spans.dotted(trace.tokens.texts[position], trace.tokens.bytes[position])]))
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.subheader(f"Token {position}", anchor=False, width="content")
+        st.html(spans.chips_html([spans.dotted(trace.tokens.texts[position], trace.tokens.bytes[position])]), width="content")
+        st.button("Whole text", icon=":material/close:", type="tertiary", on_click=lambda: st.session_state.pop("_token", None))
     if trace.ignored[position]:
         kind = "a special token" if trace.tokens.special[position] else f"an attention sink, {SINK}"
         st.info(f"This token is ignored: it is {kind}.", icon=":material/block:")
         return
-    found = text_view.token_features(trace, position, scale, by=by, dense=dense)
-    if not len(found.feature):
-        hidden = f" but {wording.count_of(found.hidden, 'dense feature')}, hidden by the switch above the table" if found.hidden else ""
-        st.info(f"Nothing fires on this token{hidden}.", icon=":material/do_not_disturb_on:")
-        return
+    feature_tables.controls(bundle, found.hidden)
     feature_tables.token_table(bundle, found, key=f"token-{shown.id}-{position}", feature=feature)
-    if feature is None:
-        feature_panel(bundle, int(found.feature[0]), trace=trace, kicker="Strongest on this token")
