@@ -74,10 +74,17 @@ def _bundles(args: argparse.Namespace) -> None:
     for name in bundle_files.bundle_names(cache):
         try:
             m = bundle_files.read_manifest(cache / name)
-            rows.append({
-                "bundle": name, "model": m["model"]["display"], "hook": m["hook"], "latents": m["sae"]["d_sae"],
-                "texts": m["corpus"]["documents"], "tokens": m["corpus"]["tokens"], "explained_variance": m["metrics"]["explained_variance"],
-            })  # fmt: skip
+            rows.append(
+                {
+                    "bundle": name,
+                    "model": m["model"]["display"],
+                    "hook": m["hook"],
+                    "latents": m["sae"]["d_sae"],
+                    "texts": m["corpus"]["documents"],
+                    "tokens": m["corpus"]["tokens"],
+                    "explained_variance": m["metrics"]["explained_variance"],
+                }
+            )
         except ExploreError as error:  # the others are still listed
             rows.append({"bundle": name, "error": str(error)})
     if args.json:
@@ -89,8 +96,10 @@ def _bundles(args: argparse.Namespace) -> None:
         if "error" in row:
             say(f"{row['bundle']:12} {row['error']}")
         else:
-            say(f"{row['bundle']:12} {row['model']}, {row['hook']}, {row['latents']:,} latents, {row['texts']:,} texts, {row['tokens']:,} tokens, "
-                  f"explained variance {row['explained_variance']:.3f}")  # fmt: skip
+            say(
+                f"{row['bundle']:12} {row['model']}, {row['hook']}, {row['latents']:,} latents, {row['texts']:,} texts, "
+                f"{row['tokens']:,} tokens, explained variance {row['explained_variance']:.3f}"
+            )
 
 
 def _text(args: argparse.Namespace) -> None:
@@ -103,7 +112,10 @@ def _text(args: argparse.Namespace) -> None:
         command_line.print_json(trace_json(trace, bundle))
         return
     ignored = int(trace.ignored.sum())
-    say(f"{len(trace.tokens)} tokens, {ignored} ignored (attention sinks and special tokens); {bundle.name}, {trace.hook}, values in {trace.units}")
+    say(
+        f"{len(trace.tokens)} tokens, {ignored} ignored (attention sinks and special tokens); "
+        f"{bundle.name}, {trace.hook}, values in {trace.units}"
+    )
     for hit in trace.hits()[: args.top]:
         maximum = float(bundle.maxima[hit.feature])
         share = f"{hit.max / maximum:4.0%} of its own maximum, {band_of(hit.max / maximum)}" if maximum else "silent on the corpus"
@@ -118,7 +130,10 @@ def _feature(args: argparse.Namespace) -> None:
         command_line.print_json(feature_json(card))
         return
     row = card.row
-    say(f"feature {args.index} of {bundle.name} ({bundle.manifest['model']['display']}, {bundle.hook}): {row['label']} (confidence {row['confidence']:.2f})")
+    say(
+        f"feature {args.index} of {bundle.name} ({bundle.manifest['model']['display']}, {bundle.hook}): "
+        f"{row['label']} (confidence {row['confidence']:.2f})"
+    )
     if not row["count"]:
         say("it never fires on this corpus")
     else:
@@ -148,11 +163,15 @@ def _print_metrics(m: dict) -> None:
     trained = f"{m['tokens_train']:,} tokens" if m["tokens_train"] else "not here"
     say(f"trained on           {trained}")
     say(f"evaluated on         {m['tokens_eval']:,} tokens: {m['evaluated_on']}")
-    in_sample = f" (in-sample, on training tokens: {m['explained_variance_train']:.3f})" if m["explained_variance_train"] is not None else ""
+    in_sample = (
+        f" (in-sample, on training tokens: {m['explained_variance_train']:.3f})" if m["explained_variance_train"] is not None else ""
+    )
     say(f"explained variance   {m['explained_variance']:.3f}{in_sample}")
     say(f"L0                   {m['l0']:.1f} of {m['latents']:,} latents; {m['dead']} never fire on the store's texts")
-    say(f"cross entropy (nats) clean {m['ce_clean']:.3f}, with SAE {m['ce_sae']:.3f} ({m['ce_increase']:+.3f}), mean-ablated {m['ce_mean']:.3f}, "
-          f"zero-ablated {m['ce_zero']:.3f}")  # fmt: skip
+    say(
+        f"cross entropy (nats) clean {m['ce_clean']:.3f}, with SAE {m['ce_sae']:.3f} ({m['ce_increase']:+.3f}), "
+        f"mean-ablated {m['ce_mean']:.3f}, zero-ablated {m['ce_zero']:.3f}"
+    )
     say(f"recovered            {m['ce_recovered']:.1%} of the loss of zero ablation, {m['ce_recovered_mean']:.1%} of mean ablation")
 
 

@@ -157,8 +157,8 @@ def all_well(manifest: dict) -> str:
     live = max(m["latents"] - m["dead"], 1)
     return (
         f"Nothing to report: explained variance {m['explained_variance']:.2f} (a warning comes below {LOW_EXPLAINED_VARIANCE}), "
-        f"{percent(m['dead'] / m['latents'])} of the features dead (above {MANY_DEAD:.0%}), "
-        f"{percent(kinds.get('mixed', 0) / live)} of the live ones without a clear pattern (above {MANY_MIXED:.0%})."
+        f"{percent(m['dead'] / m['latents'])} of the features dead (above {percent(MANY_DEAD)}), "
+        f"{percent(kinds.get('mixed', 0) / live)} of the live ones without a clear pattern (above {percent(MANY_MIXED)})."
     )
 
 
@@ -167,4 +167,4 @@ def _number(value: float | None) -> str:
 
 
 def _share(value: float) -> str:
-    return f"{value:.1%}" if math.isfinite(value) else "not defined"
+    return f"{value * 100:.1f}\u00a0%" if math.isfinite(value) else "not defined"

@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -31,16 +32,36 @@ from sae_explore.windows import length_batches, windows_of
 HOOK = HookPoint.parse("blocks.6.hook_resid_post")
 CONTEXT = 128
 LATENTS = (2_048, 24_576)
+WIDTH = 768  # of GPT-2
+
+
+class Sizes(NamedTuple):
+    """How much is measured."""
+
+    store_tokens: int
+    batch: int
+    card_tokens: int
+
+
+FULL = Sizes(store_tokens=32_512, batch=4_096, card_tokens=1_000_000)
+QUICK = Sizes(store_tokens=8_128, batch=1_024, card_tokens=100_000)
 _START = """
 import time; t = time.perf_counter()
 import sys, os
 from streamlit.testing.v1 import AppTest
+from sae_explore import resources
+resources.warm = lambda bundle: None  # a model that is on this machine would be loaded behind the page
 at = AppTest.from_file(sys.argv[1], default_timeout=60)
 at.query_params["feature"] = "1"
 at.run()
 assert not at.exception, at.exception
-import resource
-print(time.perf_counter() - t, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, "torch" in sys.modules)
+seconds = time.perf_counter() - t
+try:  # ru_maxrss of a child counts the memory of the process that started it, too
+    peak = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) / 1024
+except OSError:
+    import resource
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20 if sys.platform == "darwin" else 1 << 10)
+print(seconds, peak, "torch" in sys.modules)
 """
 
 
@@ -52,7 +73,9 @@ class Results:
         self._report = report or (lambda _line: None)
         self._report(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, PyTorch {torch.__version__}")
 
-    def add(self, what: str, value: float, unit: str, *, limit: float | None = None, limit_is: str = "", ratio: float | None = None) -> None:
+    def add(
+        self, what: str, value: float, unit: str, *, limit: float | None = None, limit_is: str = "", ratio: float | None = None
+    ) -> None:
         self.rows.append({"what": what, "value": value, "unit": unit, "limit": limit, "limit_is": limit_is, "ratio": ratio})
         beside = f"   limit {limit:,.4g} {unit} ({limit_is})" if limit is not None else ""
         share = f"   ratio {ratio:.2f}" if ratio is not None else ""
@@ -61,18 +84,18 @@ class Results:
 
 def run_bench(bundle: Bundle | None, *, quick: bool = False, report: Callable[[str], None] | None = None) -> list[dict]:
     """All figures. `bundle`: its cards are measured too."""
-    results = Results(report)
+    results, sizes = Results(report), QUICK if quick else FULL
     torch.manual_seed(0)
-    model = random_gpt2(HOOK)
+    model = random_gpt2(HOOK, width=WIDTH)
     for latents in LATENTS:
-        _store_build(results, model, latents, tokens=8_192 if quick else 32_512)
+        _store_build(results, model, latents, tokens=sizes.store_tokens)
     for latents in LATENTS:
-        _training_step(results, latents, batch=1_024 if quick else 4_096)
+        _training_step(results, latents, batch=sizes.batch)
     _text(results, model, LATENTS[-1])
     del model
     with tempfile.TemporaryDirectory() as folder:
-        tokens = 100_000 if quick else 1_000_000
-        _cards(results, synthetic_bundle(Path(folder), latents=LATENTS[-1], tokens=tokens), f"card, {LATENTS[-1]:,} latents x {tokens:,} tokens")
+        synthetic = synthetic_bundle(Path(folder), latents=LATENTS[-1], tokens=sizes.card_tokens, d_in=WIDTH)
+        _cards(results, synthetic, f"card, {LATENTS[-1]:,} latents x {sizes.card_tokens:,} tokens")
     if bundle is not None:
         _cards(results, bundle, f"card, bundle {bundle.name}")
         _start(results)
@@ -96,7 +119,7 @@ def _store_build(results: Results, model: LanguageModel, latents: int, *, tokens
     rng = np.random.default_rng(0)
     ids_of = [rng.integers(0, 50_000, CONTEXT - 1).astype(np.int32) for _ in range(tokens // (CONTEXT - 1))]
     windows = [w for d, ids in enumerate(ids_of) for w in windows_of(len(ids), CONTEXT - 1, document=d)]
-    eager = random_gpt2(HOOK, attention="eager")
+    eager = random_gpt2(HOOK, attention="eager", width=WIDTH)
 
     def limit() -> None:
         for batch in length_batches(windows, 32, 8_192):
@@ -112,19 +135,28 @@ def _store_build(results: Results, model: LanguageModel, latents: int, *, tokens
 
     n = sum(map(len, ids_of))
     a, b = n / _seconds(limit, 2), n / _seconds(ours, 2)
-    results.add(f"store build, {latents:,} latents, fp32", b, "tokens/s", limit=a, limit_is="eager forward + one encoder product", ratio=b / a)
+    results.add(
+        f"store build, {latents:,} latents, fp32", b, "tokens/s", limit=a, limit_is="eager forward + one encoder product", ratio=b / a
+    )
 
 
 def _training_step(results: Results, latents: int, *, batch: int) -> None:
     """One optimizer step with AuxK on a tenth of the latents dead, in encoder products x @ W_enc of the same batch."""
-    x = torch.randn(batch, 768)
+    x = torch.randn(batch, WIDTH)
     config = train.TrainConfig(latents, 32, 1, 1e-4, batch, dead_after=10**9)
     state = train.initial_state(MemoryActivations(x), config, torch.device("cpu"))
     state.silent[: latents // 10] = 1 << 40  # dead for good: their counters only go back when they fire
-    W = torch.randn(768, latents)
+    W = torch.randn(WIDTH, latents)
     product = _seconds(lambda: x @ W)
     ours = _seconds(lambda: train.train_step(state, config, x))
-    results.add(f"training step, {latents:,} latents, batch {batch:,}", ours, "s", limit=product, limit_is="one encoder product", ratio=ours / product)
+    results.add(
+        f"training step, {latents:,} latents, batch {batch:,}",
+        ours,
+        "s",
+        limit=product,
+        limit_is="one encoder product",
+        ratio=ours / product,
+    )
 
 
 def _text(results: Results, model: LanguageModel, latents: int) -> None:
@@ -141,7 +173,9 @@ def _text(results: Results, model: LanguageModel, latents: int) -> None:
         trace_text(model, sae, text, bundle="bench", units="", context=CONTEXT, bos=True, median_norm=1e9)
 
     a, b = _seconds(limit, 10), _seconds(ours, 10)
-    results.add(f"own text of 64 tokens, {latents:,} latents", 1e3 * b, "ms", limit=1e3 * a, limit_is="forward + one encoder product", ratio=b / a)
+    results.add(
+        f"own text of 64 tokens, {latents:,} latents", 1e3 * b, "ms", limit=1e3 * a, limit_is="forward + one encoder product", ratio=b / a
+    )
 
 
 def _cards(results: Results, bundle: Bundle, what: str, n: int = 400) -> None:
@@ -166,8 +200,11 @@ def _start(results: Results) -> None:
     app = Path(__file__).resolve().parents[1] / "streamlit_app.py"
     done = subprocess.run([sys.executable, "-c", _START, str(app)], capture_output=True, text=True, check=True, cwd=app.parent)
     seconds, megabytes, with_torch = done.stdout.split()[-3:]
-    results.add("start to first page (server side, no model)", float(seconds), "s", limit=3.0, limit_is="stated bound", ratio=float(seconds) / 3)
-    results.add("peak memory before a model is loaded", float(megabytes), "MB", limit=250.0, limit_is="stated bound", ratio=float(megabytes) / 250)
+    results.add(
+        "start to first page (server side, no model)", float(seconds), "s", limit=3.0, limit_is="stated bound", ratio=float(seconds) / 3
+    )
+    results.add(
+        "peak memory before a model is loaded", float(megabytes), "MB", limit=250.0, limit_is="stated bound", ratio=float(megabytes) / 250
+    )
     if with_torch == "True":
         raise AssertionError("the first page imported torch")
-

@@ -41,19 +41,23 @@ class WordTokenizer:
 
 def _vocabulary() -> Vocabulary:
     pieces = [f"w{i} ".encode() for i in range(VOCABULARY)]
-    return Vocabulary(np.frombuffer(b"".join(pieces), np.uint8), np.concatenate([[0], np.cumsum([len(p) for p in pieces])]), np.zeros(VOCABULARY, bool))
+    return Vocabulary(
+        np.frombuffer(b"".join(pieces), np.uint8), np.concatenate([[0], np.cumsum([len(p) for p in pieces])]), np.zeros(VOCABULARY, bool)
+    )
 
 
-def random_gpt2(hook: HookPoint, *, attention: str = "sdpa") -> LanguageModel:
-    """`GPT2Config()` up to the hook with seeded random weights."""
+def random_gpt2(hook: HookPoint, *, attention: str = "sdpa", width: int = 768) -> LanguageModel:
+    """`GPT2Config()` (of `width` dimensions) up to the hook with seeded random weights."""
     from transformers import GPT2Config, GPT2Model
 
     torch.manual_seed(0)
-    config = GPT2Config(n_layer=hook.depth, attn_implementation=attention)
+    config = GPT2Config(n_layer=hook.depth, n_embd=width, attn_implementation=attention)
     base = GPT2Model(config).eval().requires_grad_(False)
     base.ln_f = torch.nn.Identity()
     unembedding = Unembedding(base.wte.weight, torch.ones(config.n_embd), True)
-    return LanguageModel("random GPT-2", "", hook, base, WordTokenizer(), _vocabulary(), unembedding, 12, config.n_embd, 50_256, 1_024, torch.device("cpu"))
+    return LanguageModel(
+        "random GPT-2", "", hook, base, WordTokenizer(), _vocabulary(), unembedding, 12, config.n_embd, 50_256, 1_024, torch.device("cpu")
+    )
 
 
 def random_sae(d_in: int, d_sae: int, k: int = 32) -> Sae:
@@ -80,43 +84,89 @@ def synthetic_bundle(folder: Path, *, latents: int, tokens: int, k: int = 32, d_
     vocabulary = _vocabulary()
     lengths = np.diff(vocabulary.offsets)[ids].reshape(documents, _DOCUMENT)
     texts = ["".join(f"w{i} " for i in row) for row in ids.reshape(documents, _DOCUMENT)]
-    pq.write_table(pa.table({"id": [f"d/{i}" for i in range(documents)], "source": ["synthetic"] * documents, "category": categories, "text": texts}),
-                   out / bundle_module.DOCUMENTS_FILE)  # fmt: skip
-    write_tensors(out / bundle_module.TOKENS_FILE, {"ids": ids, "offsets": np.arange(0, tokens + 1, _DOCUMENT), "char_ends": np.cumsum(lengths, 1).astype(np.uint32).ravel(),
-                                                    "ignored": np.zeros(tokens, bool)})  # fmt: skip
-    write_tensors(out / bundle_module.VOCABULARY_FILE, {"blob": vocabulary.blob, "offsets": vocabulary.offsets.astype(np.uint32), "special": vocabulary.special})
+    pq.write_table(
+        pa.table({"id": [f"d/{i}" for i in range(documents)], "source": ["synthetic"] * documents, "category": categories, "text": texts}),
+        out / bundle_module.DOCUMENTS_FILE,
+    )
+    write_tensors(
+        out / bundle_module.TOKENS_FILE,
+        {
+            "ids": ids,
+            "offsets": np.arange(0, tokens + 1, _DOCUMENT),
+            "char_ends": np.cumsum(lengths, 1).astype(np.uint32).ravel(),
+            "ignored": np.zeros(tokens, bool),
+        },
+    )
+    write_tensors(
+        out / bundle_module.VOCABULARY_FILE,
+        {"blob": vocabulary.blob, "offsets": vocabulary.offsets.astype(np.uint32), "special": vocabulary.special},
+    )
     examples = {"top": (TOP_EXAMPLES,), "interval": (EXAMPLE_INTERVALS, PER_INTERVAL), "random": (RANDOM_EXAMPLES,)}
-    write_tensors(out / bundle_module.EXAMPLES_FILE, {n: rng.integers(0, tokens, (latents, *s)).astype(np.uint32) for n, s in examples.items()})
+    write_tensors(
+        out / bundle_module.EXAMPLES_FILE, {n: rng.integers(0, tokens, (latents, *s)).astype(np.uint32) for n, s in examples.items()}
+    )
     _write_feature_arrays(out, rng, latents, totals)
     write_tensors(out / bundle_module.SAE_FOLDER / bundle_module.SAE_WEIGHTS, {"W_dec": rng.standard_normal((latents, d_in), np.float32)})
     manifest = {
-        "model": {"display": "synthetic"}, "hook": "blocks.6.hook_resid_post", "units": "", "context": 128, "metrics": {},
-        "sae": {"d_sae": latents}, "corpus": {"categories": list(_CATEGORIES), "category_share": {}}, "lens": {"default": "folded", "conventions": list(CONVENTIONS)},
-    }  # fmt: skip
+        "model": {"display": "synthetic"},
+        "hook": "blocks.6.hook_resid_post",
+        "units": "",
+        "context": 128,
+        "metrics": {},
+        "sae": {"d_sae": latents},
+        "corpus": {"categories": list(_CATEGORIES), "category_share": {}},
+        "lens": {"default": "folded", "conventions": list(CONVENTIONS)},
+    }
     publish(out, folder / "synthetic", manifest)
     return Bundle(folder / "synthetic")
 
 
 def _write_feature_arrays(out: Path, rng: np.random.Generator, latents: int, totals) -> None:
-    near = {f"{w}_{c}": v for w in ("decoder", "encoder") for c, v in (("neighbours", rng.integers(0, latents, (latents, NEIGHBOURS), dtype=np.int32)),
-                                                                      ("cosines", rng.random((latents, NEIGHBOURS)).astype(np.float16)))}  # fmt: skip
+    near = {
+        f"{w}_{c}": v
+        for w in ("decoder", "encoder")
+        for c, v in (
+            ("neighbours", rng.integers(0, latents, (latents, NEIGHBOURS), dtype=np.int32)),
+            ("cosines", rng.random((latents, NEIGHBOURS)).astype(np.float16)),
+        )
+    }
     arrays = {
-        "max": totals.max, "histogram": rng.integers(0, 99, (latents, HISTOGRAM_BINS)).astype(np.uint32),
-        "categories": rng.integers(0, 99, (latents, len(_CATEGORIES))).astype(np.uint32), "coactive_feature": rng.integers(0, latents, (latents, COACTIVE), dtype=np.int32),
-        "coactive_probability": rng.random((latents, COACTIVE)).astype(np.float16), "coactive_correlation": rng.random((latents, COACTIVE)).astype(np.float16),
-        "coactive_count": rng.integers(0, 99, (latents, COACTIVE)).astype(np.uint32), **near,
-    }  # fmt: skip
+        "max": totals.max,
+        "histogram": rng.integers(0, 99, (latents, HISTOGRAM_BINS)).astype(np.uint32),
+        "categories": rng.integers(0, 99, (latents, len(_CATEGORIES))).astype(np.uint32),
+        "coactive_feature": rng.integers(0, latents, (latents, COACTIVE), dtype=np.int32),
+        "coactive_probability": rng.random((latents, COACTIVE)).astype(np.float16),
+        "coactive_correlation": rng.random((latents, COACTIVE)).astype(np.float16),
+        "coactive_count": rng.integers(0, 99, (latents, COACTIVE)).astype(np.uint32),
+        **near,
+    }
     write_tensors(out / bundle_module.ARRAYS_FILE, arrays)
     lens = {}
     for convention in CONVENTIONS:
         for side in ("positive", "negative"):
             lens[f"{convention}.{side}_ids"] = rng.integers(0, VOCABULARY, (latents, LENS_TOP)).astype(np.uint32)
             lens[f"{convention}.{side}"] = rng.random((latents, LENS_TOP)).astype(np.float16)
-    lens |= {"folded.histogram": rng.integers(0, 99, (latents, LOGIT_BINS)).astype(np.uint32), "folded.low": np.full(latents, -1, np.float32), "folded.high": np.ones(latents, np.float32)}
+    lens |= {
+        "folded.histogram": rng.integers(0, 99, (latents, LOGIT_BINS)).astype(np.uint32),
+        "folded.low": np.full(latents, -1, np.float32),
+        "folded.high": np.ones(latents, np.float32),
+    }
     write_tensors(out / bundle_module.LENS_FILE, lens)
-    numbers = {n: rng.random(latents).astype(np.float32) for n in ("mean", "std", "skew", "kurtosis", "strength", "strength_ratio", "confidence")}
+    numbers = {
+        n: rng.random(latents).astype(np.float32) for n in ("mean", "std", "skew", "kurtosis", "strength", "strength_ratio", "confidence")
+    }
     counted = max(int(totals.count.max()) * 2, 1)
     words = {n: [f"{n} {i}" for i in range(latents)] for n in ("peak_token", "lens_tokens", "label", "label_kind")}
-    pq.write_table(pa.table({"feature": np.arange(latents, dtype=np.int32), "count": totals.count, "density": (totals.count / counted).astype(np.float32),
-                             "max": totals.max.astype(np.float32), **numbers, **words}), out / bundle_module.FEATURES_FILE)  # fmt: skip
-
+    pq.write_table(
+        pa.table(
+            {
+                "feature": np.arange(latents, dtype=np.int32),
+                "count": totals.count,
+                "density": (totals.count / counted).astype(np.float32),
+                "max": totals.max.astype(np.float32),
+                **numbers,
+                **words,
+            }
+        ),
+        out / bundle_module.FEATURES_FILE,
+    )

@@ -63,9 +63,19 @@ class BuildRequest:
     def checked(self) -> BuildRequest:
         """This request with its hook in canonical form; InputError for what cannot be."""
         check_name(self.name)
-        for what, value, low in (("latents", self.latents, 1), ("k", self.k, 1), ("epochs", self.epochs, 1), ("context", self.context, 8),
-                                 ("batch-size", self.batch_size, 1), ("max-tokens", self.max_tokens, 1), ("max-texts", self.max_texts, 1),
-                                 ("batch-tokens", self.batch_tokens, 0), ("store-cap", self.store_cap, 0), ("seed", self.seed, 0)):  # fmt: skip
+        whole = (
+            ("latents", self.latents, 1),
+            ("k", self.k, 1),
+            ("epochs", self.epochs, 1),
+            ("context", self.context, 8),
+            ("batch-size", self.batch_size, 1),
+            ("max-tokens", self.max_tokens, 1),
+            ("max-texts", self.max_texts, 1),
+            ("batch-tokens", self.batch_tokens, 0),
+            ("store-cap", self.store_cap, 0),
+            ("seed", self.seed, 0),
+        )
+        for what, value, low in whole:
             if value is not None and not low <= value < 1 << 62:
                 raise InputError(f"--{what} is {value}, but must be at least {low}" + (" and not that large" if value > low else ""))
         if not (math.isfinite(self.lr) and 0 <= self.lr < 1):
@@ -73,9 +83,15 @@ class BuildRequest:
         if self.sae is None and self.k > self.latents:
             raise InputError(f"k = {self.k} is more than the number of latents, {self.latents}")
         if self.sae is None and self.center == "yes":
-            raise InputError("--center yes goes with a given --sae that was trained on centred residuals; SAEs trained here read them as they are")
-        for what, value, allowed in (("dtype", self.dtype, ("auto", "float32", "bfloat16")), ("center", self.center, ("auto", "yes", "no")),
-                                     ("weights", self.weights, ("float32", "float16"))):  # fmt: skip
+            raise InputError(
+                "--center yes goes with a given --sae that was trained on centred residuals; SAEs trained here read them as they are"
+            )
+        words = (
+            ("dtype", self.dtype, ("auto", "float32", "bfloat16")),
+            ("center", self.center, ("auto", "yes", "no")),
+            ("weights", self.weights, ("float32", "float16")),
+        )
+        for what, value, allowed in words:
             if value not in allowed:
                 raise InputError(f"--{what} is {value!r}, but must be one of {', '.join(allowed)}")
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict, replace
-from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -17,128 +15,20 @@ import torch
 
 from sae_explore import activation_store, bundle, encoding
 from sae_explore.activation_store import ActivationStore, StoreWriter
-from sae_explore.build import BuildRequest, Report, Work
-from sae_explore.bundle_files import sha256_of
+from sae_explore.build_context import TRAIN_DOCUMENTS, Context, tokenized, training_split
 from sae_explore.collect import capacity_of, collect_activations, ignored_rows, median_norm_of, residual_blocks, static_ignored
-from sae_explore.dataset import is_held_out, load_texts
-from sae_explore.errors import InputError
-from sae_explore.feature_table import build_features
+from sae_explore.dataset import load_texts
 from sae_explore.diagnosis import warnings_for
+from sae_explore.errors import InputError
 from sae_explore.evaluation import EVALUATED_TOKENS, evaluate
+from sae_explore.feature_table import build_features
 from sae_explore.metrics import evaluate_reconstruction
-from sae_explore.model import LanguageModel, load_full_model, load_model
-from sae_explore.model_sources import ModelSource, resolve_model
-from sae_explore.sae import Sae
-from sae_explore.sae_formats import CONFIG_FILE, WEIGHTS_FILE, load_sae, save_sae
+from sae_explore.model import load_full_model
+from sae_explore.sae_formats import save_sae
 from sae_explore.tensor_file import read_tensors, write_tensors
-from sae_explore.train import Progress, TrainConfig, train_topk
 from sae_explore.tracer import bundle_sae
-from sae_explore.types import HookPoint, SaeSpec
-
-TRAIN_DOCUMENTS = "train_documents.parquet"
-_TOKENIZE = 512  # texts at once
-
-
-class Context:
-    """What the stages share: the request, the working folder, and the model and SAE, loaded when first needed."""
-
-    def __init__(self, request: BuildRequest, cache: Path, work: Work, report: Report):
-        self.request, self.cache, self.work, self._report = request, cache, work, report
-        self.out = work.out
-        self.device = _device(request.device)
-        self.foreign = load_sae(Path(request.sae)) if request.sae else None
-        if self.foreign:
-            work.same(f"the SAE in {request.sae}", "".join(sha256_of(Path(request.sae) / name) for name in (CONFIG_FILE, WEIGHTS_FILE)))
-        spec = self.foreign.spec if self.foreign else None
-        self.hook = HookPoint.parse(spec.hook if spec else request.hook)
-        self.window = spec.context if spec else request.context
-
-    def report(self, stage: str, text: str, share: float | None = None) -> None:
-        self._report(stage, text, share)
-
-    @cached_property
-    def source(self) -> ModelSource:
-        found = resolve_model(self.request.model, models=self.cache / "models", revision=self.request.revision,
-                              report=lambda text, share: self.report("model", text, share))  # fmt: skip
-        self.work.same(f"the model {self.request.model}", found.revision)
-        return found
-
-    @cached_property
-    def model(self) -> LanguageModel:
-        source = self.source
-        self.report("model", f"loading {source.display}")
-        model = load_model(source.folder, hook=self.hook, name=source.spec, revision=source.revision, device=self.device)
-        if self.window > model.max_positions:
-            raise InputError(f"a context of {self.window} tokens is more than the {model.max_positions} positions of {source.display}")
-        return model
-
-    @cached_property
-    def bos(self) -> bool:
-        """Whether windows start with a BOS: as a published SAE's config says, else wherever the model has one."""
-        return self.foreign.spec.prepend_bos if self.foreign else self.model.bos_id is not None
-
-    @cached_property
-    def sae(self) -> Sae:
-        """The SAE as the bundle's files hold it: what is shown is computed with the weights that are stored."""
-        return bundle_sae(self.out / bundle.SAE_FOLDER, self.work.state["done"]["sae"]["spec"]).to(self.device)
-
-    @cached_property
-    def documents(self) -> pa.Table:
-        return pq.read_table(self.out / bundle.DOCUMENTS_FILE)
-
-    @cached_property
-    def ids_of(self) -> list[np.ndarray]:
-        """Token ids of the documents to explore."""
-        return tokenized(self.model, self.documents["text"], lambda share: self.report("tokens", "reading the texts", share))
-
-    @cached_property
-    def evaluated(self) -> tuple[list[int], str, str]:
-        """Documents on which the SAE is judged (none that it was trained on here), the name of the set, and a sentence about it."""
-        texts = self.documents["text"].to_pylist()
-        everything = list(range(len(texts)))
-        if self.request.sae:
-            return everything, "all", "all texts of this bundle; what the SAE was trained on is not known here"
-        trained_on, _ = training_split(self.work.folder)
-        seen = set(trained_on["text"].to_pylist())
-        if seen.isdisjoint(texts):
-            return everything, "all", "all texts of this bundle; none was trained on"
-        held_out = [i for i, text in enumerate(texts) if is_held_out(text)]
-        if held_out and seen.isdisjoint(texts[i] for i in held_out):
-            return held_out, "held_out", "held-out texts, never trained on (sha256 of the text mod 50 = 0)"
-        return everything, "all", "in-sample: too few texts to hold some out"
-
-
-def _device(requested: str) -> str:
-    if requested == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if requested != "cpu" and int(requested.partition(":")[2] or 0) >= torch.cuda.device_count():
-        raise InputError(f"--device {requested}: PyTorch finds {torch.cuda.device_count()} GPUs here; use auto or cpu")
-    return requested
-
-
-def training_split(folder: Path) -> tuple[pa.Table, pa.Table]:
-    """(documents to train on, documents held out); all are trained on where there would be none."""
-    table = pq.read_table(folder / TRAIN_DOCUMENTS)
-    held = np.asarray([is_held_out(text.as_py()) for text in table["text"]], bool)
-    if held.all():
-        held[:] = False
-    return table.filter(pa.array(~held)), table.filter(pa.array(held))
-
-
-def tokenized(model: LanguageModel, texts, report, *, enough: int | None = None) -> list[np.ndarray]:
-    """Token ids of many texts, without special tokens; of the first ones only, once there are `enough` tokens."""
-    found: list[np.ndarray] = []
-    total = 0
-    for a in range(0, len(texts), _TOKENIZE):
-        chunk = [t.as_py() if isinstance(t, pa.Scalar) else t for t in texts[a : a + _TOKENIZE]]
-        encoded = model.tokenizer(chunk, add_special_tokens=False, verbose=False)["input_ids"]
-        found.extend(np.asarray(ids, np.int32) for ids in encoded)
-        total += sum(map(len, encoded))
-        report(max((a + len(chunk)) / len(texts), total / enough if enough else 0))
-        if enough and total >= enough:
-            break
-    return found
-
+from sae_explore.train import Progress, TrainConfig, train_topk
+from sae_explore.types import SaeSpec
 
 # ---- texts and tokens --------------------------------------------------------------------------------------------------
 
@@ -160,7 +50,13 @@ def stage_texts(context: Context) -> dict:
         notes += [n for n in training.notes if n not in notes]
         train_sources = [asdict(s) for s in training.sources]
     counts = Counter(d.category for d in explored.documents)
-    return {"documents": len(explored.documents), "categories": sorted(counts), "notes": notes, "sources": sources, "train_sources": train_sources}
+    return {
+        "documents": len(explored.documents),
+        "categories": sorted(counts),
+        "notes": notes,
+        "sources": sources,
+        "train_sources": train_sources,
+    }
 
 
 def _table(documents) -> pa.Table:
@@ -170,9 +66,14 @@ def _table(documents) -> pa.Table:
 def stage_tokens(context: Context) -> dict:
     """vocabulary.safetensors: what every token id holds, so that pages need no tokenizer; the number of tokens."""
     vocabulary = context.model.vocabulary
-    write_tensors(context.out / bundle.VOCABULARY_FILE, {
-        "blob": vocabulary.blob, "offsets": vocabulary.offsets.astype(np.uint32), "special": vocabulary.special,
-    })  # fmt: skip
+    write_tensors(
+        context.out / bundle.VOCABULARY_FILE,
+        {
+            "blob": vocabulary.blob,
+            "offsets": vocabulary.offsets.astype(np.uint32),
+            "special": vocabulary.special,
+        },
+    )
     tokens = sum(map(len, context.ids_of))
     if not tokens:
         raise InputError("the texts hold no tokens")
@@ -190,7 +91,9 @@ def stage_sae(context: Context) -> dict:
 def _foreign_sae(context: Context) -> dict:
     sae, model = context.foreign, context.model
     if sae.spec.d_in != model.d_model:
-        raise InputError(f"the SAE reads {sae.spec.d_in} dimensions, but {context.source.display} has {model.d_model}; is it made for this model?")
+        raise InputError(
+            f"the SAE reads {sae.spec.d_in} dimensions, but {context.source.display} has {model.d_model}; is it made for this model?"
+        )
     if context.request.center == "yes":
         sae = replace(sae, spec=replace(sae.spec, center_input=True))
     save_sae(sae, context.out / bundle.SAE_FOLDER, dtype=getattr(torch, context.request.weights))
@@ -205,23 +108,45 @@ def _trained_sae(context: Context) -> dict:
     request, model, work = context.request, context.model, context.work
     trained_on, held_out = training_split(work.folder)
     train_ids = tokenized(
-        model, trained_on["text"], lambda s: context.report("sae", "reading the texts", min(s, 1.0)),
+        model,
+        trained_on["text"],
+        lambda s: context.report("sae", "reading the texts", min(s, 1.0)),
         enough=request.max_tokens and int(1.2 * request.max_tokens) + 10_000,  # some are ignored: sinks, special tokens
-    )  # fmt: skip
+    )
     total = min(request.max_tokens or 1 << 62, sum(map(len, train_ids)))
     data, info = collect_activations(
-        model, train_ids, work.folder / "activations", context=context.window, bos=context.bos, max_tokens=request.max_tokens,
-        batch_rows=request.batch_size, autocast=encoding.training_dtype(request.dtype),
+        model,
+        train_ids,
+        work.folder / "activations",
+        context=context.window,
+        bos=context.bos,
+        max_tokens=request.max_tokens,
+        batch_rows=request.batch_size,
+        autocast=encoding.training_dtype(request.dtype),
         progress=lambda n: context.report("sae", f"residuals of {n:,} of {total:,} tokens", min(1.0, n / max(total, 1))),
-    )  # fmt: skip
+    )
     config = TrainConfig(request.latents, request.k, request.epochs, request.lr, request.batch_tokens, seed=request.seed)
-    spec = SaeSpec("topk", model.d_model, request.latents, request.k, context.hook.name, request.model, context.window, context.bos, source="trained here")
+    spec = SaeSpec(
+        "topk",
+        model.d_model,
+        request.latents,
+        request.k,
+        context.hook.name,
+        request.model,
+        context.window,
+        context.bos,
+        source="trained here",
+    )
     last: list[Progress] = []
 
     def tell(p: Progress) -> None:
         last[:] = [p]
-        context.report("sae", f"epoch {p.epoch + 1} of {config.epochs}: loss {p.loss:.3f}, explained variance {p.explained_variance:.3f}, "
-                       f"L0 {p.l0:.1f}, dead {p.dead}", p.step / p.steps)  # fmt: skip
+        context.report(
+            "sae",
+            f"epoch {p.epoch + 1} of {config.epochs}: loss {p.loss:.3f}, explained variance {p.explained_variance:.3f}, "
+            f"L0 {p.l0:.1f}, dead {p.dead}",
+            p.step / p.steps,
+        )
 
     sae, used = train_topk(data, config, spec=spec, device=context.device, checkpoint=work.folder / "checkpoint.pt", report=tell)
     save_sae(sae, context.out / bundle.SAE_FOLDER, dtype=getattr(torch, request.weights))
@@ -229,15 +154,36 @@ def _trained_sae(context: Context) -> dict:
     outside = None
     if held_out.num_rows:
         ids = tokenized(model, held_out["text"], lambda _s: None)
-        outside = evaluate_reconstruction(model, sae, ids, held_out["category"].to_pylist(), context=context.window, bos=context.bos,
-                                          median_norm=info["median_norm"], max_tokens=EVALUATED_TOKENS)  # fmt: skip
-    inside = evaluate_reconstruction(model, sae, train_ids, ["train"] * len(train_ids), context=context.window, bos=context.bos,
-                                     median_norm=info["median_norm"], max_tokens=EVALUATED_TOKENS // 4)  # fmt: skip
+        outside = evaluate_reconstruction(
+            model,
+            sae,
+            ids,
+            held_out["category"].to_pylist(),
+            context=context.window,
+            bos=context.bos,
+            median_norm=info["median_norm"],
+            max_tokens=EVALUATED_TOKENS,
+        )
+    inside = evaluate_reconstruction(
+        model,
+        sae,
+        train_ids,
+        ["train"] * len(train_ids),
+        context=context.window,
+        bos=context.bos,
+        median_norm=info["median_norm"],
+        max_tokens=EVALUATED_TOKENS // 4,
+    )
     train = {
-        "tokens": info["tokens"], "documents": info["documents"], "sinks": info["sinks"], "config": asdict(used),
+        "tokens": info["tokens"],
+        "documents": info["documents"],
+        "sinks": info["sinks"],
+        "config": asdict(used),
         "tokens_seen": data.tokens // used.batch_tokens * used.batch_tokens * used.epochs,
-        "explained_variance": inside.explained_variance, "tokens_evaluated": inside.tokens, "l0": inside.l0,
-    }  # fmt: skip
+        "explained_variance": inside.explained_variance,
+        "tokens_evaluated": inside.tokens,
+        "l0": inside.l0,
+    }
     return {"spec": asdict(spec), "train": train, "median_norm": info["median_norm"], "held_out": asdict(outside) if outside else None}
 
 
@@ -255,8 +201,19 @@ def stage_store(context: Context) -> dict:
         autocast, agreement = encoding.store_dtype(context.request.dtype, model, sae, ids_of, context=context.window, bos=context.bos)
         at |= {"dtype": "bfloat16" if autocast else "float32", "agreement": agreement}
     autocast = torch.bfloat16 if at["dtype"] == "bfloat16" else None
-    blocks = residual_blocks(model, ids_of, context=context.window, bos=context.bos, batch_rows=context.request.batch_size, autocast=autocast,
-                             first_document=at["document"]) if at["document"] < len(ids_of) else ()  # fmt: skip
+    blocks = (
+        residual_blocks(
+            model,
+            ids_of,
+            context=context.window,
+            bos=context.bos,
+            batch_rows=context.request.batch_size,
+            autocast=autocast,
+            first_document=at["document"],
+        )
+        if at["document"] < len(ids_of)
+        else ()
+    )
     for first, last, rows in blocks:
         static = static_ignored(ids_of[first:last], model.vocabulary.special, context=context.window, bos=context.bos)
         ignored = ignored_rows(rows, static, median)
@@ -264,23 +221,35 @@ def stage_store(context: Context) -> dict:
         at |= {"document": last, "part": at["part"] + 1, "sinks": at["sinks"] + int(ignored.sum()) - int(static.sum())}
         work.save_progress("store", at)
         context.report("store", f"{last:,} of {len(ids_of):,} texts", last / len(ids_of))
-    totals = writer.finish(context.out / activation_store.STORE_FILE, seed=context.request.seed,
-                           progress=lambda share: context.report("store", "ordering by feature", share))  # fmt: skip
+    totals = writer.finish(
+        context.out / activation_store.STORE_FILE,
+        seed=context.request.seed,
+        progress=lambda share: context.report("store", "ordering by feature", share),
+    )
     _write_tokens(context, writer.ignored())
     np.savez(work.folder / "totals.npz", **totals._asdict())
-    return {"sinks": at["sinks"], "ignored": int(writer.ignored().sum()), "dtype": at["dtype"], "bf16_agreement": at["agreement"], "cap": cap}
+    return {
+        "sinks": at["sinks"],
+        "ignored": int(writer.ignored().sum()),
+        "dtype": at["dtype"],
+        "bf16_agreement": at["agreement"],
+        "cap": cap,
+    }
 
 
 def _write_tokens(context: Context, ignored: np.ndarray) -> None:
     from sae_explore.tokens import char_ends
 
     ends = [char_ends(context.model.tokenize(text.as_py()).texts) for text in context.documents["text"]]
-    write_tensors(context.out / bundle.TOKENS_FILE, {
-        "ids": np.concatenate(context.ids_of).astype(np.uint16 if len(context.model.vocabulary) <= 1 << 16 else np.uint32),
-        "offsets": np.concatenate([[0], np.cumsum([len(i) for i in context.ids_of])]).astype(np.int64),
-        "char_ends": np.concatenate(ends).astype(np.uint32),
-        "ignored": ignored,
-    })  # fmt: skip
+    write_tensors(
+        context.out / bundle.TOKENS_FILE,
+        {
+            "ids": np.concatenate(context.ids_of).astype(np.uint16 if len(context.model.vocabulary) <= 1 << 16 else np.uint32),
+            "offsets": np.concatenate([[0], np.cumsum([len(i) for i in context.ids_of])]).astype(np.int64),
+            "char_ends": np.concatenate(ends).astype(np.uint32),
+            "ignored": ignored,
+        },
+    )
 
 
 # ---- features, metrics, manifest ---------------------------------------------------------------------------------------
@@ -293,21 +262,37 @@ def stage_features(context: Context) -> dict:
     tokens = read_tensors(context.out / bundle.TOKENS_FILE)
     category = np.asarray(context.documents["category"].to_pylist())
     return build_features(
-        context.out, store=store, totals=totals, sae=context.sae.to("cpu"), unembedding=context.model.unembedding, vocabulary=context.model.vocabulary,
-        ids=np.asarray(tokens["ids"]), doc_offsets=np.asarray(tokens["offsets"]), ignored=np.asarray(tokens["ignored"]), category_of_document=category,
-        window=capacity_of(context.window, bos=context.bos), seed=context.request.seed,
+        context.out,
+        store=store,
+        totals=totals,
+        sae=context.sae.to("cpu"),
+        unembedding=context.model.unembedding,
+        vocabulary=context.model.vocabulary,
+        ids=np.asarray(tokens["ids"]),
+        doc_offsets=np.asarray(tokens["offsets"]),
+        ignored=np.asarray(tokens["ignored"]),
+        category_of_document=category,
+        window=capacity_of(context.window, bos=context.bos),
+        seed=context.request.seed,
         report=lambda text, share=None: context.report("features", text, share),
-    )  # fmt: skip
+    )
 
 
 def stage_metrics(context: Context) -> dict:
     """Explained variance, L0, dead and cross entropies on the evaluated documents."""
     chosen, which, sentence = context.evaluated
     context.report("metrics", "how well the SAE rebuilds the residuals")
-    figures = evaluate(context.model, load_full_model(context.source.folder, device=context.device), context.sae,
-                       [context.ids_of[i] for i in chosen], [context.documents["category"][i].as_py() for i in chosen],
-                       window=context.window, bos=context.bos, median_norm=context.work.state["done"]["sae"]["median_norm"],
-                       report=lambda share: context.report("metrics", "what the SAE costs the model's predictions", share))  # fmt: skip
+    figures = evaluate(
+        context.model,
+        load_full_model(context.source.folder, device=context.device),
+        context.sae,
+        [context.ids_of[i] for i in chosen],
+        [context.documents["category"][i].as_py() for i in chosen],
+        window=context.window,
+        bos=context.bos,
+        median_norm=context.work.state["done"]["sae"]["median_norm"],
+        report=lambda share: context.report("metrics", "what the SAE costs the model's predictions", share),
+    )
     return {"evaluated_set": which, "evaluated_on": sentence, **figures}
 
 
@@ -316,8 +301,13 @@ def manifest(context: Context, found: dict[str, dict]) -> dict:
     sae, texts, tokens, store = found["sae"], found["texts"], found["tokens"], found["store"]
     train, summary, metrics = sae["train"], found["features"]["summary"], found["metrics"]
     return {
-        "model": {"spec": context.source.spec, "display": context.source.display, "revision": tokens["revision"],
-                  "licence": context.source.licence, "n_layers": tokens["n_layers"]},
+        "model": {
+            "spec": context.source.spec,
+            "display": context.source.display,
+            "revision": tokens["revision"],
+            "licence": context.source.licence,
+            "n_layers": tokens["n_layers"],
+        },
         "hook": context.hook.name,
         "units": "the SAE's own units",
         "context": context.window,
@@ -325,9 +315,18 @@ def manifest(context: Context, found: dict[str, dict]) -> dict:
         "median_norm": sae["median_norm"],
         "sae": sae["spec"],
         "train": train,
-        "corpus": {"texts": list(context.request.store_texts or context.request.texts), "documents": texts["documents"],
-                   "tokens": tokens["tokens"], "counted_tokens": tokens["tokens"] - store["ignored"], "sinks": store["sinks"],
-                   "categories": texts["categories"], "category_share": summary["category_share"], "sources": texts["sources"], "train_sources": texts["train_sources"], "notes": texts["notes"]},
+        "corpus": {
+            "texts": list(context.request.store_texts or context.request.texts),
+            "documents": texts["documents"],
+            "tokens": tokens["tokens"],
+            "counted_tokens": tokens["tokens"] - store["ignored"],
+            "sinks": store["sinks"],
+            "categories": texts["categories"],
+            "category_share": summary["category_share"],
+            "sources": texts["sources"],
+            "train_sources": texts["train_sources"],
+            "notes": texts["notes"],
+        },
         "store": {key: store[key] for key in ("dtype", "bf16_agreement", "cap")},
         "lens": found["features"]["lens"],
         "features": summary,
@@ -339,7 +338,15 @@ def manifest(context: Context, found: dict[str, dict]) -> dict:
             "held_out_of_training_sources": sae["held_out"],
             **metrics,
         },
-        "warnings": warnings_for(explained_variance=metrics["explained_variance"], tokens_train=train and train["tokens"], latents=sae["spec"]["d_sae"],
-                                 k=sae["spec"]["k"], dead=summary["dead"], counted_tokens=summary["counted_tokens"], kinds=summary["kinds"], l0=summary["l0"]),
+        "warnings": warnings_for(
+            explained_variance=metrics["explained_variance"],
+            tokens_train=train and train["tokens"],
+            latents=sae["spec"]["d_sae"],
+            k=sae["spec"]["k"],
+            dead=summary["dead"],
+            counted_tokens=summary["counted_tokens"],
+            kinds=summary["kinds"],
+            l0=summary["l0"],
+        ),
         "request": context.work.state["request"],
-    }  # fmt: skip
+    }

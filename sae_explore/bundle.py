@@ -1,8 +1,8 @@
 """A bundle opened for reading: everything a page shows that needs no model. Imports no torch.
 
-    from sae_explore import open_bundle
-    bundle = open_bundle("demo")
-    card = bundle.card(123)
+from sae_explore import open_bundle
+bundle = open_bundle("demo")
+card = bundle.card(123)
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ LENS_FILE = "lens.safetensors"
 EXAMPLES_FILE = "examples.safetensors"
 SAE_FOLDER = "sae"
 SAE_WEIGHTS = "sae_weights.safetensors"
+_ARRAYS = ("max", "histogram", "categories", *(f"coactive_{c}" for c in ("feature", "probability", "correlation", "count")),
+           *(f"{side}_{what}" for side in ("decoder", "encoder") for what in ("neighbours", "cosines")))  # fmt: skip
 CONTEXT_BEFORE, CONTEXT_AFTER = 20, 12  # tokens of an example around its peak
 _HASH_AT_OPEN = 1 << 25  # files below are hashed when a bundle is opened (32 MB take 20 ms), larger ones by `verify`
 
@@ -48,14 +50,18 @@ class Bundle:
         verify_hashes(folder, self.manifest, below=_HASH_AT_OPEN)
         self.d_sae = int(self.manifest["sae"]["d_sae"])
         self.documents, self._documents = self._table(DOCUMENTS_FILE, ("id", "source", "category", "text"))
-        self.features, self._features = self._table(FEATURES_FILE, ("feature", "count", "density", "max", "label", "confidence"), self.d_sae)
+        self.features, self._features = self._table(
+            FEATURES_FILE, ("feature", "count", "density", "max", "label", "confidence"), self.d_sae
+        )
         tokens = self._tensors(TOKENS_FILE, ("ids", "offsets", "char_ends", "ignored"))
         self.ids, self.doc_offsets = tokens["ids"], np.asarray(tokens["offsets"])
         self.char_ends, self.ignored = tokens["char_ends"], tokens["ignored"]
         self.vocabulary = Vocabulary(**self._tensors(VOCABULARY_FILE, Vocabulary._fields))
         self._pieces = self.vocabulary.blob.tobytes()
-        self.arrays = self._tensors(ARRAYS_FILE, ("max", "histogram"), self.d_sae)
-        self.lens = self._tensors(LENS_FILE, [f"{c}.{s}" for c in self.manifest["lens"]["conventions"] for s in ("positive", "negative_ids")], self.d_sae)
+        self.arrays = self._tensors(ARRAYS_FILE, _ARRAYS, self.d_sae)
+        self.lens = self._tensors(
+            LENS_FILE, [f"{c}.{s}" for c in self.manifest["lens"]["conventions"] for s in ("positive", "negative_ids")], self.d_sae
+        )
         self.examples = self._tensors(EXAMPLES_FILE, ("top", "interval", "random"), self.d_sae)
         self.store = ActivationStore(self.files / STORE_FILE, self.d_sae)
         n = self.store.n_tokens
@@ -86,7 +92,12 @@ class Bundle:
 
     def _offsets_fit(self, n_tokens: int) -> bool:
         offsets = self.doc_offsets
-        return len(offsets) == self.n_documents + 1 and int(offsets[0]) == 0 and int(offsets[-1]) == n_tokens and not (np.diff(offsets) < 0).any()
+        return (
+            len(offsets) == self.n_documents + 1
+            and int(offsets[0]) == 0
+            and int(offsets[-1]) == n_tokens
+            and not (np.diff(offsets) < 0).any()
+        )
 
     # ---- facts -----------------------------------------------------------------------------------------------------
 
@@ -227,7 +238,9 @@ class Bundle:
         """(positive, negative) lens lists in one of the named conventions."""
         convention = convention or self.lens_default
         if f"{convention}.positive" not in self.lens:
-            raise InputError(f"lens convention {convention!r} is not in this bundle; it has {', '.join(self.manifest['lens']['conventions'])}")
+            raise InputError(
+                f"lens convention {convention!r} is not in this bundle; it has {', '.join(self.manifest['lens']['conventions'])}"
+            )
         lists = []
         for side in ("positive", "negative"):
             ids, logits = self.lens[f"{convention}.{side}_ids"][feature], self.lens[f"{convention}.{side}"][feature]

@@ -103,7 +103,9 @@ class TerminalProgress:
         if stage != self._stage:
             self._close()
             self._stage = stage
-            self._bar = self._tqdm(total=100, desc=stage, unit="%", file=sys.stderr, bar_format="{desc:>9} {bar:20} {n:3.0f} % {elapsed} {postfix}")
+            self._bar = self._tqdm(
+                total=100, desc=stage, unit="%", file=sys.stderr, bar_format="{desc:>9} {bar:20} {n:3.0f} % {elapsed} {postfix}"
+            )
         self._bar.n = 100 * share if share is not None else self._bar.n
         self._bar.set_postfix_str(clean(text), refresh=False)
         self._bar.refresh()
@@ -180,4 +182,3 @@ def read_text(argument: str) -> str:
         return check_own_text(data.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise InputError(f"standard input is no UTF-8 text (byte {error.start}); convert it first") from None
-

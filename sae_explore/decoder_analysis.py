@@ -39,9 +39,15 @@ def decoder_analysis(bundle: Bundle, feature: int) -> DecoderAnalysis:
     row = bundle.row(bundle.check_feature(feature))
     lens = {convention: bundle.lens_tokens(feature, convention) for convention in CONVENTIONS}
     return DecoderAnalysis(
-        feature, row["label"], lens, row["strength"], row["strength_ratio"], {c: lens[c][0][0].logit for c in CONVENTIONS},
-        {c: bundle.manifest["lens"]["random"]["top_logit"][c] for c in CONVENTIONS}, bundle.neighbours(feature),
-    )  # fmt: skip
+        feature,
+        row["label"],
+        lens,
+        row["strength"],
+        row["strength_ratio"],
+        {c: lens[c][0][0].logit for c in CONVENTIONS},
+        {c: bundle.manifest["lens"]["random"]["top_logit"][c] for c in CONVENTIONS},
+        bundle.neighbours(feature),
+    )
 
 
 def main(argv: list[str]) -> None:
@@ -52,8 +58,14 @@ def main(argv: list[str]) -> None:
     found = [decoder_analysis(bundle, f) for f in features]
     similarity = cosine_matrix(bundle.W_dec[features])
     if args.json:
-        command_line.print_json({"bundle": bundle.name, "explained_variance": bundle.manifest["metrics"]["explained_variance"], "features": [_plain(a, args.top) for a in found],
-                                 "cosine": np.round(similarity, 4).tolist()})  # fmt: skip
+        command_line.print_json(
+            {
+                "bundle": bundle.name,
+                "explained_variance": bundle.manifest["metrics"]["explained_variance"],
+                "features": [_plain(a, args.top) for a in found],
+                "cosine": np.round(similarity, 4).tolist(),
+            }
+        )
         return
     say(methods.headline(bundle))
     random = bundle.manifest["lens"]["random"]
@@ -64,7 +76,10 @@ def main(argv: list[str]) -> None:
         for convention, (positive, negative) in a.lens.items():
             say(f"  {convention:6} promotes   {_list(positive[: args.top])}")
             say(f"  {'':6} suppresses {_list(negative[: args.top])}")
-            say(f"  {'':6} strongest logit {a.top_logit[convention]:+.3f}; random directions reach {a.random_top_logit[convention]:+.3f} on average")
+            say(
+                f"  {'':6} strongest logit {a.top_logit[convention]:+.3f}; "
+                f"random directions reach {a.random_top_logit[convention]:+.3f} on average"
+            )
         say("  nearest features:", ", ".join(f"{f} ({c:.2f}: {bundle.label(f)})" for f, c in a.neighbours[:5]))
     if len(features) > 1:
         say("decoder cosine between these features" + ("" if args.features else f" (chosen so that none reaches {LIMIT})"), space=True)
@@ -78,13 +93,16 @@ def _list(tokens: tuple[LensToken, ...]) -> str:
 
 def _plain(a: DecoderAnalysis, top: int) -> dict:
     return {
-        "feature": a.feature, "label": a.label, "strength": a.strength, "strength_ratio": a.strength_ratio,
+        "feature": a.feature,
+        "label": a.label,
+        "strength": a.strength,
+        "strength_ratio": a.strength_ratio,
         "lens": {
             c: {"positive": lens_json(p[:top]), "negative": lens_json(n[:top]), "random_top_logit": a.random_top_logit[c]}
             for c, (p, n) in a.lens.items()
         },
         "neighbours": [{"feature": f, "cosine": round(c, 4)} for f, c in a.neighbours],
-    }  # fmt: skip
+    }
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 LOW_EXPLAINED_VARIANCE = 0.5
 MANY_DEAD = 0.2
 MANY_MIXED = 0.6
@@ -12,6 +14,8 @@ def warnings_for(*, explained_variance: float, tokens_train: int | None, latents
     """Sentences; none where all is well. `kinds` counts the automatic labels by kind."""
     found = []
     trained = f"trained on {tokens_train:,} tokens" if tokens_train else "not trained here"
+    if math.isnan(explained_variance):
+        found.append("explained variance could not be measured on so few tokens: give more texts")
     if explained_variance < LOW_EXPLAINED_VARIANCE:
         found.append(
             f"explained variance is {explained_variance:.2f}, below {LOW_EXPLAINED_VARIANCE} ({latents:,} latents, k {k}, {trained}): "

@@ -27,7 +27,9 @@ def training_dtype(requested: str) -> torch.dtype | None:
     return torch.bfloat16 if requested == "bfloat16" or (requested == "auto" and bf16_pays()) else None
 
 
-def store_dtype(requested: str, model: LanguageModel, sae: Sae, ids_of, *, context: int, bos: bool) -> tuple[torch.dtype | None, float | None]:
+def store_dtype(
+    requested: str, model: LanguageModel, sae: Sae, ids_of, *, context: int, bos: bool
+) -> tuple[torch.dtype | None, float | None]:
     """Autocast for the store, and the measured agreement of bf16 with fp32 if it was measured.
 
     "auto" takes bf16 for a large corpus where it pays and agrees on at least AGREEMENT_NEEDED of the tokens.
@@ -62,7 +64,9 @@ def sparse_rows(sae: Sae, rows: torch.Tensor, ignored: torch.Tensor) -> SparseRo
     acts, _ = sae.encode(rows[~ignored])
     counts = np.zeros(len(rows), np.int64)
     counts[~ignored.cpu().numpy()] = np.diff(acts.offsets.cpu().numpy())
-    return SparseRows(np.concatenate([[0], counts.cumsum()]), acts.features.cpu().numpy().astype(np.uint32), acts.values.float().cpu().numpy())
+    return SparseRows(
+        np.concatenate([[0], counts.cumsum()]), acts.features.cpu().numpy().astype(np.uint32), acts.values.float().cpu().numpy()
+    )
 
 
 def trace_text(model: LanguageModel, sae: Sae, text: str, *, bundle: str, units: str, context: int, bos: bool, median_norm: float,

@@ -31,7 +31,9 @@ def evaluate(
     options = {"context": window, "bos": bos, "median_norm": median_norm}
     rebuilt = evaluate_reconstruction(model, sae, ids_of, categories, max_tokens=EVALUATED_TOKENS, **options)
     total = min(LOSS_TOKENS, sum(map(len, ids_of)))
-    losses = evaluate_losses(model, full, sae, ids_of, categories, max_tokens=LOSS_TOKENS, progress=lambda n: report(min(1.0, n / total)), **options)
+    losses = evaluate_losses(
+        model, full, sae, ids_of, categories, max_tokens=LOSS_TOKENS, progress=lambda n: report(min(1.0, n / total)), **options
+    )
     by_category = {name: {**row, **losses["by_category"].get(name, {})} for name, row in rebuilt.by_category.items()}
     return {"tokens_eval": rebuilt.tokens, "explained_variance": rebuilt.explained_variance, "l0": rebuilt.l0,
             **{key: value for key, value in losses.items() if key != "by_category"}, "by_category": by_category}  # fmt: skip

@@ -1,9 +1,9 @@
 """Everything a page says about features, computed once at build time and written into the bundle.
 
-    features.parquet       a row a feature: plain numbers and words to sort, filter and search by
-    features.safetensors   arrays a feature: histogram, categories, neighbours, co-active features
-    lens.safetensors       logit-lens lists in each convention, histogram of the folded logits
-    examples.safetensors   tokens at which the top, interval and random examples peak
+features.parquet       a row a feature: plain numbers and words to sort, filter and search by
+features.safetensors   arrays a feature: histogram, categories, neighbours, co-active features
+lens.safetensors       logit-lens lists in each convention, histogram of the folded logits
+examples.safetensors   tokens at which the top, interval and random examples peak
 """
 
 from __future__ import annotations
@@ -80,16 +80,32 @@ def build_features(
     report("labels")
     counted = int((~ignored).sum())
     columns = _number_columns(totals, counted, tables, random, sae)
-    columns |= _word_columns(ids, vocabulary, doc_offsets, category_of_document, category_of_token, ignored, examples, tables[lens_info["default"]], random[lens_info["default"]])
+    columns |= _word_columns(
+        ids,
+        vocabulary,
+        doc_offsets,
+        category_of_document,
+        category_of_token,
+        ignored,
+        examples,
+        tables[lens_info["default"]],
+        random[lens_info["default"]],
+    )
     pq.write_table(pa.table(columns), out / bundle.FEATURES_FILE, compression="zstd")
     live = totals.count > 0
     density = totals.count / max(counted, 1)
     return {
         "lens": lens_info,
-        "summary": {"dead": int((~live).sum()), "dense": int((density > DENSE).sum()), "dense_above": DENSE, "counted_tokens": counted,
-                    "l0": float(totals.count.sum() / max(counted, 1)), "kinds": dict(Counter(columns["label_kind"])),
-                    "category_share": _category_share(categories, category_of_token[~ignored])},
-    }  # fmt: skip
+        "summary": {
+            "dead": int((~live).sum()),
+            "dense": int((density > DENSE).sum()),
+            "dense_above": DENSE,
+            "counted_tokens": counted,
+            "l0": float(totals.count.sum() / max(counted, 1)),
+            "kinds": dict(Counter(columns["label_kind"])),
+            "category_share": _category_share(categories, category_of_token[~ignored]),
+        },
+    }
 
 
 # ---- the logit lens ----------------------------------------------------------------------------------------------------
@@ -108,10 +124,16 @@ def lens_tables(W_dec: torch.Tensor, unembedding: Unembedding, vocabulary: Vocab
     default = max(lens.CONVENTIONS, key=lambda c: agreement[c])
     baseline = random["folded"]
     info = {
-        "default": default, "conventions": list(lens.CONVENTIONS), "agreement": agreement,
-        "random": {"directions": lens.N_RANDOM, "strength": float(baseline.std.mean()), "top_logit": {c: float(t.positive[:, 0].mean()) for c, t in random.items()},
-                   "z_top": {c: float(_z_top(t).mean()) for c, t in random.items()}},
-    }  # fmt: skip
+        "default": default,
+        "conventions": list(lens.CONVENTIONS),
+        "agreement": agreement,
+        "random": {
+            "directions": lens.N_RANDOM,
+            "strength": float(baseline.std.mean()),
+            "top_logit": {c: float(t.positive[:, 0].mean()) for c, t in random.items()},
+            "z_top": {c: float(_z_top(t).mean()) for c, t in random.items()},
+        },
+    }
     return tables, random, info
 
 

@@ -18,19 +18,33 @@ def trace_json(trace: TextTrace, bundle: Bundle, *, top: int = TOP_FEATURES) -> 
         "hook": trace.hook,
         "units": trace.units,
         "tokens": [
-            {"position": i, "id": int(tokens.ids[i]), "text": tokens.texts[i], "bytes": tokens.bytes[i].hex(),
-             "special": bool(tokens.special[i]), "ignored": bool(trace.ignored[i])}
+            {
+                "position": i,
+                "id": int(tokens.ids[i]),
+                "text": tokens.texts[i],
+                "bytes": tokens.bytes[i].hex(),
+                "special": bool(tokens.special[i]),
+                "ignored": bool(trace.ignored[i]),
+            }
             for i in range(len(tokens))
         ],
         "activations": [
             {"position": i, "features": features.tolist(), "values": [round(float(v), 4) for v in values]}
-            for i in range(len(tokens)) if not trace.ignored[i] for features, values in [trace.rows.row(i)]
+            for i in range(len(tokens))
+            if not trace.ignored[i]
+            for features, values in [trace.rows.row(i)]
         ],
         "top_features": [
-            {"feature": hit.feature, "max": round(hit.max, 4), "sum": round(hit.sum, 4), "position": hit.position, "label": bundle.label(hit.feature)}
+            {
+                "feature": hit.feature,
+                "max": round(hit.max, 4),
+                "sum": round(hit.sum, 4),
+                "position": hit.position,
+                "label": bundle.label(hit.feature),
+            }
             for hit in trace.hits()[:top]
         ],
-    }  # fmt: skip
+    }
 
 
 def feature_json(card: FeatureCard) -> dict:
@@ -63,5 +77,13 @@ def lens_json(tokens: Sequence[LensToken]) -> list[dict]:
 
 
 def _example(example: Example) -> dict:
-    return {"document": example.document_id, "category": example.category, "start": example.start, "peak": example.peak, "kind": example.kind,
-            "interval": example.interval, "tokens": list(example.tokens), "values": [round(float(v), 4) for v in example.values]}  # fmt: skip
+    return {
+        "document": example.document_id,
+        "category": example.category,
+        "start": example.start,
+        "peak": example.peak,
+        "kind": example.kind,
+        "interval": example.interval,
+        "tokens": list(example.tokens),
+        "values": [round(float(v), 4) for v in example.values],
+    }

@@ -36,7 +36,10 @@ def interpretation(examples: Sequence[Example], category_share: dict[str, float]
     if shared:
         found.append("it peaks on " + ", ".join(f"{shown_token(token)} ({count} of {n})" for token, count in shared))
     else:
-        found.append(("its peaks are all on different tokens: " if n > 1 else "its only peak is on ") + ", ".join(shown_token(t) for t, _ in peaks.most_common(5)))
+        found.append(
+            ("its peaks are all on different tokens: " if n > 1 else "its only peak is on ")
+            + ", ".join(shown_token(t) for t, _ in peaks.most_common(5))
+        )
     for side, offset in (("after", -1), ("before", 1)):
         around = [normal(e.tokens[at]) for e in examples if 0 <= (at := e.peak - e.start + offset) < len(e.tokens)]
         token, count = Counter(around).most_common(1)[0] if around else ("", 0)

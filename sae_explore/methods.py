@@ -57,6 +57,8 @@ def headline(bundle: Bundle) -> str:
     """What is looked at, in one line."""
     m = bundle.manifest
     figures = m["metrics"]
-    return (f"{bundle.name}: {m['model']['display']}, {bundle.hook}, {bundle.d_sae:,} features over {bundle.n_documents:,} texts "
-            f"({m['corpus']['tokens']:,} tokens); explained variance {figures['explained_variance']:.3f} on {figures['tokens_eval']:,} tokens, "
-            f"{figures['evaluated_on']}")  # fmt: skip
+    return (
+        f"{bundle.name}: {m['model']['display']}, {bundle.hook}, {bundle.d_sae:,} features over {bundle.n_documents:,} texts "
+        f"({m['corpus']['tokens']:,} tokens); explained variance {figures['explained_variance']:.3f} "
+        f"on {figures['tokens_eval']:,} tokens, {figures['evaluated_on']}"
+    )

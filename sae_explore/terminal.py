@@ -30,4 +30,5 @@ def example_line(example: Example, *, maximum: float) -> str:
     before, after = clean("".join(example.tokens[:at])), clean("".join(example.tokens[at + 1 :]))
     left, right = "…" if example.cut_left else "", "…" if example.cut_right else ""
     band = band_of(example.max / max(maximum, 1e-9))
-    return f"{example.max:8.2f} {band:8} {left}{before}»{clean(example.tokens[at])}«{after}{right}  ({example.category}, {example.document_id})"
+    context = f"{left}{before}»{clean(example.tokens[at])}«{after}{right}"
+    return f"{example.max:8.2f} {band:8} {context}  ({example.category}, {example.document_id})"

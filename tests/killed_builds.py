@@ -21,7 +21,9 @@ cache, model, texts, context = Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(
 collect.BLOCK_TOKENS = 600
 build_stages.residual_blocks = functools.partial(build_stages.residual_blocks, block_tokens=600)
 build_stages.train_topk = functools.partial(build_stages.train_topk, checkpoint_every=7)
-REQUEST = BuildRequest("b", model, "blocks.1.hook_resid_post", texts=(texts,), latents=32, k=3, epochs=20, batch_tokens=300, context=context)
+REQUEST = BuildRequest(
+    "b", model, "blocks.1.hook_resid_post", texts=(texts,), latents=32, k=3, epochs=20, batch_tokens=300, context=context
+)
 
 
 def die(*_: object) -> None:

@@ -181,7 +181,7 @@ def test_about_shows_the_figures_of_the_manifest(tiny):
     assert shown["Loss with the SAE"] == f"{metrics['ce_sae']:.3f}"
     assert shown["Increase of the loss"] == f"{metrics['ce_sae'] - metrics['ce_clean']:+.3f}"
     recovered = (metrics["ce_zero"] - metrics["ce_sae"]) / (metrics["ce_zero"] - metrics["ce_clean"])
-    assert shown["Recovered, against zero"] == f"{recovered:.1%}"
+    assert shown["Recovered, against zero"] == f"{100 * recovered:.1f} %"
     by_category = at.dataframe[0].value.set_index("Category")
     assert by_category.loc["arts", "Increase"] == pytest.approx(
         metrics["by_category"]["arts"]["ce_sae"] - metrics["by_category"]["arts"]["ce_clean"]

@@ -149,6 +149,35 @@ def test_what_is_done_is_not_done_again_unless_forced(request_of, tmp_path):
     assert stages_of(replace(request_of, name="c"), tmp_path, force=True) == {"texts", "tokens", "sae", "store", "features", "metrics"}
 
 
+@pytest.mark.parametrize(("stage", "text"), [("sae", "residuals"), ("sae", "epoch"), ("store", "texts")])
+def test_a_stage_of_many_steps_goes_on_where_it_was(request_of, small_steps, tmp_path, stage, text):
+    """Not at its beginning: residuals, training steps and activations that were kept are not worked out again."""
+    shares: list[float] = []
+
+    def stop_half_way(found, said, share):
+        if found == stage and text in said and share > 0.5:
+            shares.append(share)
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        build(request_of, cache=tmp_path, report=stop_half_way)
+    again = []
+    build(request_of, cache=tmp_path, report=lambda found, said, share: again.append(share) if found == stage and text in said else None)
+    assert again[0] > 0.4
+    if text != "epoch":  # training goes on from a checkpoint, the others from the very step
+        assert again[0] > shares[0]
+
+
+def test_a_build_killed_while_it_tidies_up_is_no_unfinished_one(request_of, tmp_path, monkeypatch):
+    work = Work(tmp_path / "work", request_of, fresh=False)
+    for name in build_module.STAGES:
+        work.stage(name, dict)
+    monkeypatch.setattr(shutil, "rmtree", lambda *_args, **_options: None)
+    work.remove()
+    monkeypatch.undo()
+    assert Work(tmp_path / "work", request_of, fresh=False).state["done"] == {}
+
+
 @pytest.mark.parametrize("text", ["{", "[]", "null", '{"request": 1}', '{"schema": 0, "done": {"texts": {}}}'])
 def test_state_that_cannot_be_read_is_not_used(request_of, tmp_path, text):
     folder = tmp_path / "work"
@@ -168,7 +197,9 @@ def test_inputs_that_change_under_an_unfinished_build_are_noticed(request_of, ra
     request = replace(request_of, sae=str(tmp_path / "sae"))
     stopped(request, tmp_path, "features")
     save_sae(replace(sae, b_enc=sae.b_enc + 1), tmp_path / "sae")
-    with pytest.raises(InputError, match="the SAE in .*/sae has changed since this build was begun; start it from the beginning with --force"):
+    with pytest.raises(
+        InputError, match=r"the SAE in .*/sae has changed since this build was begun; start it from the beginning with --force"
+    ):
         build(request, cache=tmp_path)
     build(request, cache=tmp_path, force=True)
 
@@ -179,7 +210,7 @@ def test_inputs_that_change_under_an_unfinished_build_are_noticed(request_of, ra
     weights = bytearray((model / "model.safetensors").read_bytes())
     weights[-2_000:] = bytes(2_000)
     (model / "model.safetensors").write_bytes(weights)
-    with pytest.raises(InputError, match="the model .*/model has changed since this build was begun"):
+    with pytest.raises(InputError, match=r"the model .*/model has changed since this build was begun"):
         build(request, cache=tmp_path)
 
 

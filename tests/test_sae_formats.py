@@ -194,15 +194,27 @@ WRONG = {
     "an unknown family": (lambda p: set_key(p, "architecture", value="transcoder"), SaeError, "'transcoder' is not supported; known: topk"),
     "no family": (lambda p: drop_key(p, "architecture"), SaeError, "'None' is not supported"),
     "a list for a family": (lambda p: set_key(p, "architecture", value=["topk"]), SaeError, "is not supported"),
-    "an unknown scaling": (lambda p: set_key(p, "normalize_activations", value="expected_average_only_in"), SaeError, "not supported; known"),
+    "an unknown scaling": (
+        lambda p: set_key(p, "normalize_activations", value="expected_average_only_in"),
+        SaeError,
+        "not supported; known",
+    ),
     "a list for a scaling": (lambda p: set_key(p, "normalize_activations", value=[]), SaeError, "not supported; known"),
     "reshaping": (lambda p: set_key(p, "reshape_activations", value="hook_z"), SaeError, "'hook_z' is not supported"),
     "no hook": (lambda p: drop_key(p, "metadata", "hook_name"), SaeError, "metadata.hook_name is missing"),
     "no metadata": (lambda p: drop_key(p, "metadata"), SaeError, "metadata.hook_name is missing"),
     "metadata a text": (lambda p: set_key(p, "metadata", value="x"), SaeError, "metadata is str, expected an object"),
-    "another hook": (lambda p: set_key(p, "metadata", "hook_name", value="blocks.1.hook_mlp_out"), InputError, "'blocks.1.hook_mlp_out' is not"),
+    "another hook": (
+        lambda p: set_key(p, "metadata", "hook_name", value="blocks.1.hook_mlp_out"),
+        InputError,
+        "'blocks.1.hook_mlp_out' is not",
+    ),
     "a BOS of text": (lambda p: set_key(p, "metadata", "prepend_bos", value="no"), SaeError, "prepend_bos is 'no', expected true or false"),
-    "a context of text": (lambda p: set_key(p, "metadata", "context_size", value="128"), SaeError, "context_size is '128', expected a whole"),
+    "a context of text": (
+        lambda p: set_key(p, "metadata", "context_size", value="128"),
+        SaeError,
+        "context_size is '128', expected a whole",
+    ),
     "no d_in": (lambda p: drop_key(p, "d_in"), SaeError, "d_in is 'None', expected a whole number"),
     "another d_in": (lambda p: set_key(p, "d_in", value=17), SaeError, r"W_enc has shape \(16, 40\), expected \(17, 40\)"),
     "a fraction": (lambda p: set_key(p, "d_sae", value=40.0), SaeError, "d_sae is '40.0', expected a whole number"),
@@ -216,8 +228,12 @@ WRONG = {
     "cut short": (cut, SaeError, "sae_weights.safetensors cannot be read"),
     "empty": (lambda p: (p / "sae_weights.safetensors").write_bytes(b""), SaeError, "sae_weights.safetensors cannot be read"),
     "a tensor missing": (lambda p: drop_tensor(p, "b_dec"), SaeError, "missing or unknown: b_dec"),
-    "a tensor too many": (lambda p: set_tensor(p, "scaling_factor", lambda _: torch.ones(40)), SaeError, "missing or unknown: scaling_factor"),
-}  # fmt: skip
+    "a tensor too many": (
+        lambda p: set_tensor(p, "scaling_factor", lambda _: torch.ones(40)),
+        SaeError,
+        "missing or unknown: scaling_factor",
+    ),
+}
 
 
 @pytest.mark.parametrize("what", WRONG)
@@ -266,7 +282,12 @@ def test_sae_lens_reads_what_is_written(sae_lens, sae_of, tmp_path, family, norm
             torch.testing.assert_close(dense(ours, X), acts, rtol=1e-5, atol=1e-5)
             torch.testing.assert_close(rebuilt(ours, X), theirs.decode(acts), rtol=1e-4, atol=1e-4)
     metadata = theirs.cfg.metadata
-    assert (metadata.hook_name, metadata.context_size, metadata.prepend_bos, metadata.model_name) == ("blocks.3.hook_resid_pre", 64, False, "gpt2")
+    assert (metadata.hook_name, metadata.context_size, metadata.prepend_bos, metadata.model_name) == (
+        "blocks.3.hook_resid_pre",
+        64,
+        False,
+        "gpt2",
+    )
 
 
 @pytest.mark.filterwarnings("ignore")

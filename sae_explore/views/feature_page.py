@@ -31,15 +31,12 @@ def render(bundle: Bundle) -> None:
         with left:
             feature_sections.examples(bundle, feature)
             feature_test.test_box(bundle, feature)
+            feature_sections.nearest(bundle, card)
         with right:
             feature_sections.lens(bundle, feature)
             feature_sections.strength(card)
             feature_sections.categories(bundle, card)
-        left, right = st.columns([5, 7], gap="large")
-        with left:
-            feature_sections.nearest(bundle, card)
-        with right:
-            feature_sections.together(bundle, card)
+        feature_sections.together(bundle, card)
     else:
         _dead(bundle, feature, card)
 
