@@ -1,9 +1,9 @@
 """Links: what is on the screen <-> query parameters. Pure functions; what comes in is checked against what exists.
 
-    ?bundle=demo&feature=123         a feature
-    ?bundle=demo&text=...            an own text of at most MAX_LINK_TEXT characters
-    ?bundle=demo&doc=embedded/arts/003   a stored document
-    ?bundle=demo&features=12,340     features side by side
+?bundle=demo&feature=123         a feature
+?bundle=demo&text=...            an own text of at most MAX_LINK_TEXT characters
+?bundle=demo&doc=embedded/arts/003   a stored document
+?bundle=demo&features=12,340     features side by side
 """
 
 from __future__ import annotations
@@ -44,7 +44,14 @@ def read_link(params: Mapping[str, str], bundles: Sequence[str]) -> Link:
         problems.append(f"The text in the link is longer than {MAX_LINK_TEXT:,} characters and was left out.")
         text = None
     document = params.get("doc") or None
-    return Link(bundle, feature, text, None if document is None else document[:200], tuple(problems), tuple(found[raw] for raw in several if raw in found))
+    return Link(
+        bundle,
+        feature,
+        text,
+        None if document is None else document[:200],
+        tuple(problems),
+        tuple(found[raw] for raw in several if raw in found),
+    )
 
 
 def query_of(

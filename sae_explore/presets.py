@@ -8,12 +8,13 @@ from sae_explore.model_sources import GPT2, SMOLLM2
 GPT2_TOPK = {"model": GPT2, "hook": "blocks.6.hook_resid_post", "latents": 2_048, "k": 32, "epochs": 15, "texts": ("diverse",)}
 DEMO = {
     "model": SMOLLM2,
-    "hook": "blocks.14.hook_resid_post",
+    "hook": "blocks.18.hook_resid_post",
     "latents": 4_096,
     "k": 32,
     "epochs": 4,
     "texts": ("embedded",),
     "weights": "float16",
+    "store_cap": 512,
 }
 
 PRESETS: dict[str, dict] = {"gpt2": GPT2_TOPK, "gpt2-topk": GPT2_TOPK, "demo": DEMO}

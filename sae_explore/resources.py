@@ -175,7 +175,12 @@ def warm(bundle: Bundle) -> None:
     from sae_explore.model_sources import is_local
 
     job = tracer_job(bundle)
-    if job.tracer is None and not job.running and job.error is None and is_local(bundle.manifest["model"]["spec"], models=cache_folder() / "models"):
+    if (
+        job.tracer is None
+        and not job.running
+        and job.error is None
+        and is_local(bundle.manifest["model"]["spec"], models=cache_folder() / "models")
+    ):
         job.start()
 
 

@@ -64,7 +64,13 @@ def _score(bundle: Bundle, document: int, worth: np.ndarray, labels: np.ndarray)
     best: dict[str, float] = {}
     for feature in np.argsort(-value, kind="stable")[: 4 * _FEATURES]:
         best.setdefault(labels[feature], float(value[feature]))
-    return sum(sorted(best.values(), reverse=True)[:_FEATURES])
+    return _prose(bundle.document_text(document)) * sum(sorted(best.values(), reverse=True)[:_FEATURES])
+
+
+def _prose(text: str) -> float:
+    """Share of letters and single spaces, squared: a newcomer reads prose more easily than code and tables."""
+    plain = sum(c.isalpha() for c in text) + len(text.split()) - 1
+    return (plain / max(len(text), 1)) ** 2
 
 
 def _title(bundle: Bundle, document: int, category: str, each: int) -> str:

@@ -30,9 +30,7 @@ class HookPoint:
             return cls(int(match[1]), match[2])
         if match := _ALIAS.fullmatch(name.strip()):
             return cls(int(match[1]), "post")
-        raise InputError(
-            f"hook {name!r} is not understood; use blocks.L.hook_resid_pre, blocks.L.hook_resid_post or transformer.h.L"
-        )
+        raise InputError(f"hook {name!r} is not understood; use blocks.L.hook_resid_pre, blocks.L.hook_resid_post or transformer.h.L")
 
     @property
     def name(self) -> str:

@@ -16,8 +16,16 @@ pytestmark = pytest.mark.browser
 
 ROOT = Path(__file__).resolve().parents[1]
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
-HOSTILE = "<img src=x onerror=\"window.__ran=1\"> <script>window.__ran=2</script> & **bold** [link](javascript:window.__ran=3)"
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+HOSTILE = '<img src=x onerror="window.__ran=1"> <script>window.__ran=2</script> & **bold** [link](javascript:window.__ran=3)'
 TEXT = "Gold medals are rarely gold. 🥇 Naïve café!"
 
 
@@ -86,7 +94,9 @@ def context(browser):
 
 def tokens_of(page) -> str:
     """The text that the page shows as tokens."""
-    return page.locator(".run").evaluate("e => Array.from(e.children, c => Array.from(c.childNodes).filter(n => n.nodeType === 3).map(n => n.data).join('')).join('')")
+    return page.locator(".run").evaluate(
+        "e => Array.from(e.children, c => Array.from(c.childNodes).filter(n => n.nodeType === 3).map(n => n.data).join('')).join('')"
+    )
 
 
 def analyse(page, text: str) -> None:

@@ -124,4 +124,13 @@ def test_lens_score_is_the_share_of_random_directions_below():
 
 def test_tokens_as_they_are_compared_and_written():
     assert [normal(t) for t in (" The", "THE", "\n", " ", "Straße")] == ["the", "the", "\n", " ", "strasse"]
-    assert [shown(t) for t in (" the", "\n", "\n\n", " ", "   ", " " * 7, "\t", "a\nb")] == ["the", "↵", "↵↵", "␣", "␣␣␣", "7 spaces", "⇥", "a↵b"]
+    assert [shown(t) for t in (" the", "\n", "\n\n", " ", "   ", " " * 7, "\t", "a\nb")] == [
+        "the",
+        "↵",
+        "↵↵",
+        "␣",
+        "␣␣␣",
+        "7 spaces",
+        "⇥",
+        "a↵b",
+    ]

@@ -22,7 +22,7 @@ _HOLDS = "Share of examples, strong and weak ones, for which the label holds."
 
 _CONFIG = {
     "feature": st.column_config.NumberColumn("Feature", format="%d", width=65, pinned=True),
-    "label": st.column_config.TextColumn("Label", width=190, help="Automatic: what the strongest examples have in common."),
+    "label": st.column_config.TextColumn("Label", width=172, help="Automatic: what the strongest examples have in common."),
     "kind": st.column_config.TextColumn("The label names", width=130, help="Which property the label is about."),
     "confidence": st.column_config.ProgressColumn("Confidence", format="%.2f", min_value=0, max_value=1, width=100, help=_HOLDS),
     "density": st.column_config.NumberColumn(
@@ -32,10 +32,11 @@ _CONFIG = {
         "Max", format="%.2f", width=65, help="Strongest activation on these texts, in the SAE's own units."
     ),
     "peak": st.column_config.TextColumn(
-        "Peak token", width=110, help="The commonest peak token of the strongest examples; · is a leading space."
+        "Peak token", width=90, help="The commonest peak token of the strongest examples; · is a leading space."
     ),
-    "lens": st.column_config.TextColumn("Writes", width=280, help="The tokens that the logit lens says the feature promotes most."),
+    "lens": st.column_config.TextColumn("Writes", width=215, help="The tokens that the logit lens says the feature promotes most."),
 }
+_ORDER = ("feature", "label", "peak", "lens", "confidence", "density", "max", "kind")  # what a feature is comes before its figures
 
 
 def render(bundle: Bundle) -> None:
@@ -135,6 +136,7 @@ def _table(frame: pd.DataFrame, rows: np.ndarray, wanted: Filter) -> int | None:
     event = st.dataframe(
         shown,
         hide_index=True,
+        column_order=_ORDER,
         column_config=_CONFIG,
         key=f"browse_table_{abs(hash(wanted))}",
         on_select="rerun",
