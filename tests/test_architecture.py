@@ -37,7 +37,11 @@ def reached_from(name: str) -> set[str]:
         if path is None:
             seen.add(current.split(".")[0])
             continue
-        todo += [i for i in imports_of(path, top_level_only=True) if not i.startswith("sae_explore") or i in MODULES or f"{i}.__init__" in MODULES]
+        todo += [
+            i
+            for i in imports_of(path, top_level_only=True)
+            if not i.startswith("sae_explore") or i in MODULES or f"{i}.__init__" in MODULES
+        ]
     return seen
 
 
@@ -73,7 +77,10 @@ def test_imports_point_one_way():
         if name in application or name.endswith(("max_activating_examples", "decoder_analysis", "methods")):
             continue
         assert not imports_of(path) & application, name
-    assert {i for i in imports_of(MODULES["sae_explore.types"]) if i.startswith("sae_explore")} <= {"sae_explore.errors", "sae_explore.errors.InputError"}
+    assert {i for i in imports_of(MODULES["sae_explore.types"]) if i.startswith("sae_explore")} <= {
+        "sae_explore.errors",
+        "sae_explore.errors.InputError",
+    }
 
 
 def test_no_file_is_too_long_to_read_in_one_sitting():

@@ -1,61 +1,21 @@
 """End to end in Chromium: what a visitor does, and what must never happen (markup that runs, console errors, a page too wide)."""
 
-import os
-import shutil
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
-from pathlib import Path
-
 import pytest
+from app_server import CHROMIUM, FLAGS, running_app
 
 pytest_plugins = ["bundle_fixtures"]
 pytestmark = pytest.mark.browser
 
-ROOT = Path(__file__).resolve().parents[1]
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 HOSTILE = '<img src=x onerror="window.__ran=1"> <script>window.__ran=2</script> & **bold** [link](javascript:window.__ran=3)'
 TEXT = "Gold medals are rarely gold. 🥇 Naïve café!"
 
 
 @pytest.fixture(scope="module")
-def address(tiny_cache, tmp_path_factory):
+def address(tiny_cache):
     """The app on a free loopback port, with the tiny bundles."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    log = tmp_path_factory.mktemp("log") / "streamlit.log"
-    with log.open("w") as out:
-        server = subprocess.Popen(
-            [sys.executable, "-m", "streamlit", "run", "streamlit_app.py", "--server.headless=true", f"--server.port={port}", "--server.address=127.0.0.1"],
-            cwd=ROOT, stdout=out, stderr=subprocess.STDOUT, env={**os.environ, "SAE_EXPLORE_CACHE": str(tiny_cache), "HF_HUB_OFFLINE": "1"},
-        )  # fmt: skip
-    url = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(240):
-            try:
-                with urllib.request.urlopen(f"{url}/_stcore/health", timeout=1):
-                    break
-            except OSError:
-                time.sleep(0.25)
-        else:
-            pytest.fail(f"the app did not start: {log.read_text()[-2000:]}")
-        yield url
-    finally:
-        server.terminate()
-        server.wait(20)
-    assert "Traceback" not in log.read_text()
+    with running_app(tiny_cache) as app:
+        yield app.url
+    assert "Traceback" not in app.log.read_text()
 
 
 @pytest.fixture(scope="module")
