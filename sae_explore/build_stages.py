@@ -148,7 +148,15 @@ def _trained_sae(context: Context) -> dict:
             p.step / p.steps,
         )
 
-    sae, used = train_topk(data, config, spec=spec, device=context.device, checkpoint=work.folder / "checkpoint.pt", report=tell)
+    sae, used = train_topk(
+        data,
+        config,
+        spec=spec,
+        device=context.device,
+        checkpoint=work.folder / "checkpoint.pt",
+        encoder_dtype=encoding.training_dtype(request.dtype),
+        report=tell,
+    )
     save_sae(sae, context.out / bundle.SAE_FOLDER, dtype=getattr(torch, request.weights))
     sae = bundle_sae(context.out / bundle.SAE_FOLDER, asdict(spec)).to(context.device)
     outside = None

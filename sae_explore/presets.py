@@ -8,10 +8,10 @@ from sae_explore.model_sources import GPT2, SMOLLM2
 GPT2_TOPK = {"model": GPT2, "hook": "blocks.6.hook_resid_post", "latents": 2_048, "k": 32, "epochs": 15, "texts": ("diverse",)}
 DEMO = {
     "model": SMOLLM2,
-    "hook": "blocks.18.hook_resid_post",
-    "latents": 4_096,
+    "hook": "blocks.22.hook_resid_post",
+    "latents": 8_192,
     "k": 32,
-    "epochs": 4,
+    "epochs": 3,
     "texts": ("embedded",),
     "weights": "float16",
     "store_cap": 512,

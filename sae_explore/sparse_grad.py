@@ -18,7 +18,9 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-_GATHER_ELEMENTS = 1 << 24  # decoder rows gathered at once for dA: 64 MB in fp32
+# Rows gathered at once by `row_products`: on a CPU 2 MB, which stay in its second-level cache (8 times faster than 64 MB at 8,192
+# latents); a GPU wants few launches.
+_GATHER_ELEMENTS, _GATHER_ELEMENTS_GPU = 1 << 19, 1 << 24
 
 
 class SparseGrads(NamedTuple):
@@ -53,6 +55,19 @@ def decode_rows(features: torch.Tensor, values: torch.Tensor, W_dec: torch.Tenso
     return F.embedding_bag(features, W_dec, mode="sum", per_sample_weights=values)
 
 
+def row_products(features: torch.Tensor, W: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """<W[f], rows[t]> for the chosen latents f of each token t: features (n, k), W (d_sae, d_in), rows (n, d_in) -> (n, k)."""
+    (n, k), d_in = features.shape, W.shape[1]
+    out = torch.empty(n, k, dtype=W.dtype, device=W.device)
+    step = max(1, (_GATHER_ELEMENTS_GPU if W.is_cuda else _GATHER_ELEMENTS) // (k * d_in))
+    buffer = torch.empty(min(step, n) * k, d_in, dtype=W.dtype, device=W.device)
+    for a in range(0, n, step):
+        chosen = features[a : a + step].reshape(-1)
+        gathered = torch.index_select(W, 0, chosen, out=buffer[: len(chosen)]).view(-1, k, d_in)
+        torch.sum(gathered.mul_(rows[a : a + step, None]), -1, out=out[a : a + step])
+    return out
+
+
 def topk_gradients(
     x_c: torch.Tensor, features: torch.Tensor, values: torch.Tensor, grad_out: torch.Tensor, W_dec: torch.Tensor
 ) -> SparseGrads:
@@ -62,12 +77,7 @@ def topk_gradients(
     """
     d_sae = W_dec.shape[0]
     by = sort_by_latent(features, d_sae)
-    d_values = torch.empty_like(values)
-    step = max(1, _GATHER_ELEMENTS // (features.shape[1] * W_dec.shape[1]))
-    for a in range(0, len(values), step):
-        rows = W_dec[features[a : a + step]]  # (step, k, d_in)
-        d_values[a : a + step] = torch.bmm(rows, grad_out[a : a + step, :, None])[:, :, 0]
-    d_values *= values > 0
+    d_values = row_products(features, W_dec, grad_out) * (values > 0)
     b_enc = torch.zeros(d_sae, dtype=values.dtype, device=values.device)
     b_enc.index_add_(0, features.reshape(-1), d_values.reshape(-1))
     return SparseGrads(gather_by_latent(by, x_c, d_values), b_enc, gather_by_latent(by, grad_out, values))

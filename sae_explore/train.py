@@ -20,7 +20,7 @@ import torch
 
 from sae_explore.errors import InputError
 from sae_explore.sae import Sae, topk_rows
-from sae_explore.sparse_grad import decode_rows, topk_gradients
+from sae_explore.sparse_grad import decode_rows, row_products, topk_gradients
 from sae_explore.types import SaeSpec
 
 AUX_COEFFICIENT = 1 / 32
@@ -131,12 +131,13 @@ def train_topk(
     device: str = "cpu",
     checkpoint: Path | None = None,
     checkpoint_every: int = 500,
+    encoder_dtype: torch.dtype | None = None,
     report: Callable[[Progress], None] | None = None,
 ) -> tuple[Sae, TrainConfig]:
     """Train on `data` and return the SAE in the units of the raw residuals, and the configuration that was used.
 
     `report` is called every 20 steps; raising from it cancels. With `checkpoint` an interrupted run goes on
-    where it was and ends with the same weights.
+    where it was and ends with the same weights. `encoder_dtype`: see `train_step`.
     """
     config = config.resolved(data.tokens, data.d_in)
     dev = torch.device(device)
@@ -150,7 +151,7 @@ def train_topk(
         for x in data.batches(epoch, config.batch_tokens, config.seed, skip):
             x = x.to(dev, torch.float32) * state.scale
             _set_lr(state, config, steps)
-            running.add(*train_step(state, config, x))
+            running.add(*train_step(state, config, x, encoder_dtype=encoder_dtype))
             state.step += 1
             if report and (state.step % 20 == 0 or state.step == steps):
                 report(running.progress(state, config, steps, epoch))
@@ -184,13 +185,24 @@ def initial_state(data: Activations, config: TrainConfig, device: torch.device) 
 
 
 @torch.no_grad()
-def train_step(state: TrainState, config: TrainConfig, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """One optimizer step on x (batch, d_in). Returns loss, squared error and variance of the batch, active pairs."""
+def train_step(
+    state: TrainState, config: TrainConfig, x: torch.Tensor, *, encoder_dtype: torch.dtype | None = None
+) -> tuple[torch.Tensor, ...]:
+    """One optimizer step on x (batch, d_in). Returns loss, squared error and variance of the batch, active pairs.
+
+    With `encoder_dtype` (bf16 where the processor multiplies it faster) the product that chooses a token's k latents is computed
+    in it; the chosen latents' activations, and all else, stay in fp32.
+    """
     p = {name: param.data for name, param in state.params.items()}
     n = len(x)
     x_c = x - p["b_dec"]
-    pre = torch.addmm(p["b_enc"], x_c, p["W_encT"].T)
-    values, features = topk_rows(pre, config.k)
+    if encoder_dtype is None:
+        pre = torch.addmm(p["b_enc"], x_c, p["W_encT"].T)
+        values, features = topk_rows(pre, config.k)
+    else:
+        pre = torch.addmm(p["b_enc"].to(encoder_dtype), x_c.to(encoder_dtype), p["W_encT"].to(encoder_dtype).T)
+        _, features = topk_rows(pre, config.k)
+        values = row_products(features, p["W_encT"], x_c) + p["b_enc"][features]
     values = values.relu()
     error = decode_rows(features, values, p["W_dec"]) + p["b_dec"] - x
     grad_out = error * (2.0 / (n * state.variance))
@@ -229,7 +241,7 @@ def _aux_gradients(x_c, pre, error, dead, config: TrainConfig, W_dec):
     k_aux = min(d_in // 2, 512, len(dead))
     rows = max(1, min(len(x_c), _AUX_ROWS, max(64, len(x_c) * config.k // k_aux)))
     target = -error[:rows]
-    values, at = topk_rows(pre[:rows].index_select(1, dead), k_aux)
+    values, at = topk_rows(pre[:rows].index_select(1, dead).to(W_dec.dtype), k_aux)
     values = values.relu()
     W_dead = W_dec[dead]
     difference = decode_rows(at, values, W_dead) - target

@@ -44,7 +44,7 @@ def test_gathering_in_small_steps_changes_nothing(monkeypatch):
     values, features = pre.relu().topk(4)
     arguments = (draw(20, 6, seed=1), features, values, draw(20, 6, seed=2), draw(30, 6, seed=3))
     whole = topk_gradients(*arguments)
-    monkeypatch.setattr("sae_explore.sparse_grad._GATHER_ELEMENTS", 3 * 4 * 6)
+    monkeypatch.setattr("sae_explore.sparse_grad._GATHER_ELEMENTS", 3 * 4 * 6)  # three tokens at a time, the last time two
     for got, want in zip(topk_gradients(*arguments), whole, strict=True):
         torch.testing.assert_close(got, want, rtol=0, atol=1e-14)
 

@@ -130,8 +130,8 @@ def test_the_run_equals_a_plain_dense_implementation(monkeypatch):
     assert min(dead[8:]) > 0
     losses, step = [], train.train_step
 
-    def recorded(*arguments):
-        found = step(*arguments)
+    def recorded(*arguments, **options):
+        found = step(*arguments, **options)
         losses.append(float(found[0]))
         return found
 
@@ -251,3 +251,21 @@ def test_choices_made_from_the_data():
     assert TrainConfig().resolved(10**9, 768).batch_tokens == 4_096
     assert TrainConfig().resolved(10**9, 768).dead_after == 10_000_000
     assert config.resolved(200_000, 768) == config
+
+
+def test_choosing_in_bf16_keeps_the_chosen_activations_in_fp32():
+    """The k chosen latents may differ where two are nearly equal; what is computed from them may not be rounded to bf16."""
+    rows, _ = planted(512)
+    data, config = MemoryActivations(rows), TrainConfig(64, 3, 1, lr=4e-3, batch_tokens=512).resolved(512, D)
+    exact, rounded = (train.initial_state(data, config, torch.device("cpu")) for _ in range(2))
+    x = rows * exact.scale
+    pre = torch.addmm(exact.params["b_enc"], x - exact.params["b_dec"], exact.params["W_encT"].T).detach()
+    best = pre.topk(4).values
+    clear = best[:, 2] - best[:, 3] > 0.05 * best[:, 2]  # bf16 has eight bits
+    assert 100 < int(clear.sum()) < 512
+    found = [
+        train.train_step(state, config, x[clear], encoder_dtype=dtype) for state, dtype in ((exact, None), (rounded, torch.bfloat16))
+    ]
+    torch.testing.assert_close(found[1], found[0], rtol=1e-6, atol=0)
+    for name, want in exact.params.items():
+        torch.testing.assert_close(rounded.params[name], want, rtol=1e-5, atol=1e-6)
