@@ -1,9 +1,30 @@
 """What do the features of a sparse autoencoder mean? Bundles, two methods and an explorer.
 
-from sae_explore import open_bundle
+from sae_explore import Tracer, open_bundle
+
+The names are imported when they are first used: `import sae_explore` costs nothing, and only `Tracer` needs PyTorch.
 """
 
-from sae_explore.bundle import Bundle, open_bundle
+from __future__ import annotations
 
-__all__ = ["Bundle", "open_bundle"]
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sae_explore.bundle import Bundle, open_bundle
+    from sae_explore.tracer import Tracer
+
+__all__ = ["Bundle", "Tracer", "open_bundle"]
 __version__ = "0.1.0"
+
+_HOMES = {"Bundle": "sae_explore.bundle", "open_bundle": "sae_explore.bundle", "Tracer": "sae_explore.tracer"}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

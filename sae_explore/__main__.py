@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from pathlib import Path
 
-from sae_explore import bundle_files, command_line
+from sae_explore import bundle_files, command_line, default_bundle, export
 from sae_explore.build import work_folder
-from sae_explore.bundle import open_bundle
+from sae_explore.bundle import Bundle, open_bundle
 from sae_explore.errors import ExploreError, InputError
 from sae_explore.json_output import feature_json, metrics_json, trace_json
+from sae_explore.notes import SavedList, sae_of
+from sae_explore.notes_store import FileStore
 from sae_explore.strength import band_of
-from sae_explore.terminal import example_line, say, shown_token
+from sae_explore.terminal import clean, example_line, say, shown_token
+from sae_explore.types import TextTrace
+from sae_explore.wording import count_of, label_line
 
 
 def main(argv: list[str]) -> None:
@@ -46,6 +52,28 @@ def _parser() -> argparse.ArgumentParser:
     metrics = command("metrics", _metrics, "the SAE's figures")
     metrics.add_argument("bundle")
     metrics.add_argument("--recompute", action="store_true", help="measure again from the bundle's own files")
+    taken = command("export", _export, "take features along: one HTML file, a table of features, or what fires on a text")
+    taken.add_argument("bundle")
+    what = taken.add_mutually_exclusive_group(required=True)
+    what.add_argument("--features", type=int, nargs="+", metavar="I", help="these features")
+    what.add_argument("--list", metavar="NAME", help="a list that was made in the app")
+    what.add_argument("--all", action="store_true", help="all features")
+    what.add_argument("--text", metavar="TEXT", help="what fires on this text; - reads standard input")
+    what.add_argument("--document", metavar="ID", help="what fires on this text of the bundle")
+    taken.add_argument(
+        "--format",
+        metavar="FORMAT",
+        help=f"{', '.join(export.FORMATS)}; of texts {' or '.join(export.TRACES)} (default: as the file's name ends)",
+    )
+    taken.add_argument("--out", required=True, type=Path, metavar="FILE", help="the file to write; one that is there is replaced")
+    push = command("push", _push, "put a bundle into a repository of the Hugging Face Hub")
+    push.add_argument("bundle")
+    push.add_argument("repository", help="hf:USER/REPO; made if it is not there, as a private one")
+    push.add_argument("--public", action="store_true", help="into a repository that everybody can read")
+    pull = command("pull", _pull, "fetch bundles from a repository of the Hugging Face Hub")
+    pull.add_argument("repository", help="hf:USER/REPO for all of its bundles, hf:USER/REPO:NAME for one")
+    pull.add_argument("--revision", metavar="REVISION", help="branch, tag or commit (default: main)")
+    pull.add_argument("--force", action="store_true", help="replace a bundle of the same name")
     bench = command("bench", _bench, "speed and memory, each beside its limit in the same run")
     bench.add_argument("bundle", nargs="?", help="also measure this bundle's cards and texts (default: the best there is)")
     bench.add_argument("--quick", action="store_true", help="smaller sizes, a minute instead of several")
@@ -61,6 +89,7 @@ def _build(args: argparse.Namespace) -> None:
         if not work_folder(cache, name).is_dir():
             raise InputError(f"there is a bundle {name!r} and no unfinished build of it; --force builds it again")
     bundle = command_line.build_with_progress(name, args, force=args.force)
+    default_bundle.make_default(cache, name)
     if args.json:
         command_line.print_json({"bundle": name, "folder": str(bundle.folder), **metrics_json(bundle)})
     else:
@@ -130,10 +159,7 @@ def _feature(args: argparse.Namespace) -> None:
         command_line.print_json(feature_json(card))
         return
     row = card.row
-    say(
-        f"feature {args.index} of {bundle.name} ({bundle.manifest['model']['display']}, {bundle.hook}): "
-        f"{row['label']} (confidence {row['confidence']:.2f})"
-    )
+    say(f"feature {args.index} of {bundle.name} ({bundle.manifest['model']['display']}, {bundle.hook}): {label_line(row)}")
     if not row["count"]:
         say("it never fires on this corpus")
     else:
@@ -159,6 +185,47 @@ def _metrics(args: argparse.Namespace) -> None:
         _print_metrics(found)
 
 
+def _export(args: argparse.Namespace) -> None:
+    of_text = args.text is not None or args.document is not None
+    allowed = export.TRACES if of_text else export.FORMATS
+    form = (args.format or args.out.suffix.removeprefix(".")).lower()
+    if form not in allowed:
+        raise InputError(
+            f"--format {form or '(none)'} is not one of {', '.join(allowed)}, the formats of {'a text' if of_text else 'features'}"
+        )
+    text = None if args.text is None else command_line.read_text(args.text)
+    bundle = open_bundle(args.bundle)
+    if of_text:
+        size, what = export.write_trace(args.out, bundle, _trace_of(bundle, text, args.document), form), {}
+    else:
+        own = FileStore(bundle_files.default_cache(), bundle.name, sae=sae_of(bundle.manifest), d_sae=bundle.d_sae).read()
+        saved = own.list_named(args.list) if args.list is not None else SavedList("")
+        if saved is None:
+            known = ", ".join(f"“{found.name}”" for found in own.lists) or "there are none"
+            raise InputError(f"bundle {bundle.name!r} has no list “{args.list}”; lists: {known}")
+        features = range(bundle.d_sae) if args.all else args.features if args.features is not None else saved.features
+        features = [bundle.check_feature(feature) for feature in dict.fromkeys(features)]
+        said = {entry.feature: entry.note for entry in saved.entries}
+        size = export.write_features(args.out, bundle, features, form, notes=own, title=saved.name, note=saved.note, entry_notes=said)
+        what = {"features": len(features)}
+    if args.json:
+        command_line.print_json({"bundle": bundle.name, "format": form, "file": str(args.out), "bytes": size, **what})
+    else:
+        say(f"{args.out}: {size:,} bytes" + (f", {count_of(what['features'], 'feature')}" if what else ""))
+
+
+def _trace_of(bundle: Bundle, text: str | None, document: str | None) -> TextTrace:
+    """An own text through the model, or a stored one, which needs none."""
+    if text is not None:
+        from sae_explore.tracer import Tracer  # imports torch
+
+        return Tracer.load(bundle).trace(text)
+    row = bundle.find_document(document)
+    if row is None:
+        raise InputError(f"bundle {bundle.name!r} has no text {document!r}; the column id of its documents.parquet names them")
+    return bundle.document_trace(row)
+
+
 def _print_metrics(m: dict) -> None:
     trained = f"{m['tokens_train']:,} tokens" if m["tokens_train"] else "not here"
     say(f"trained on           {trained}")
@@ -173,6 +240,35 @@ def _print_metrics(m: dict) -> None:
         f"mean-ablated {m['ce_mean']:.3f}, zero-ablated {m['ce_zero']:.3f}"
     )
     say(f"recovered            {m['ce_recovered']:.1%} of the loss of zero ablation, {m['ce_recovered_mean']:.1%} of mean ablation")
+
+
+def _push(args: argparse.Namespace) -> None:
+    from sae_explore.push import push
+
+    done = push(args.bundle, args.repository, public=args.public, quiet=args.json or not sys.stderr.isatty())
+    for note in done.notes:
+        print(clean(f"note: {note}"), file=sys.stderr)
+    if args.json:
+        command_line.print_json(done._asdict())
+        return
+    what = f"bundle {done.bundle}: {count_of(done.files, 'file')}, {done.bytes / 1e6:,.1f} MB"
+    say(f"{what}, in {done.url} ({'private' if done.private else 'public'})" if done.changed else f"{done.url} holds this bundle already")
+    say(f"fetch it elsewhere: python -m sae_explore pull hf:{done.repo}:{done.bundle}")
+
+
+def _pull(args: argparse.Namespace) -> None:
+    from sae_explore.pull import pull
+
+    with command_line.TerminalProgress(quiet=args.json) as bar:
+        found = pull(args.repository, revision=args.revision, force=args.force, report=lambda text, share: bar("pull", text, share))
+    if args.json:
+        command_line.print_json([done._asdict() for done in found])
+        return
+    for done in found:
+        how = {"new": "is here", "replaced": "was replaced", "unchanged": "was here already"}[done.state]
+        say(
+            f"bundle {done.bundle} {how}: {count_of(done.files, 'file')}, {done.bytes / 1e6:,.1f} MB, commit {done.commit[:12]} of hf:{done.repo}"
+        )
 
 
 def _bench(args: argparse.Namespace) -> None:

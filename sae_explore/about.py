@@ -1,8 +1,8 @@
-"""What the About page says, as plain rows and sentences: figures with their definitions, sources, advice. No Streamlit."""
+"""What the About page says, as plain rows and sentences: sources, advice, how labels are made. No Streamlit."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
@@ -15,7 +15,8 @@ MIN_FIRINGS = 10  # of a feature that can be called mixed
 LABELS = (
     "No other model is asked: labels come from counting. For each feature the twenty strongest examples (one per window of text, copies "
     "left out) are compared: their peak tokens, the tokens before and after the peak, the form of the peak (a number, a bracket, a "
-    "capitalised word), the category of the text, and the tokens of the logit lens. The label names the most particular property that at "
+    "capitalised word), whether the words at the peaks are alike in the model's own unembedding, the words around them, the category of the "
+    "text, and the tokens of the logit lens. The label names the most particular property that at "
     "least 60 % of them share; if none is shared, the label is “mixed” and lists the commonest peaks. Confidence is the mean of two shares "
     "for which the label holds: that of the strongest examples and that of examples drawn at random from all firings. A label can be right "
     "about the strongest examples and miss what the feature is for: read the examples."
@@ -51,94 +52,18 @@ def mixed_feature(frame: pd.DataFrame, dense_above: float) -> int | None:
     return int(usable[np.lexsort((-count[usable], frame["confidence"].to_numpy()[usable]))[0]])
 
 
-def figure_rows(manifest: dict) -> list[tuple[str, str, str, str]]:
-    """(figure, value, definition, measured on) of everything that was measured."""
-    m, train, counted = manifest["metrics"], manifest["train"], manifest["features"]["counted_tokens"]
-    which = "held-out " if m.get("evaluated_set") == "held_out" else ""
-    evaluated = f"{m['tokens_eval']:,} {which}tokens"
-    variance = "1 − Σ|x − x̂|² / Σ|x − mean(x)|², both sums over all these tokens: how much of the residual stream's spread is rebuilt"
-    rows = [("Explained variance", _number(m["explained_variance"]), variance, evaluated)]
-    if train:
-        rows.append(
-            (
-                "Explained variance, in-sample",
-                _number(m["explained_variance_train"]),
-                "the same on tokens that the SAE was trained on",
-                f"{train['tokens_evaluated']:,} training tokens",
-            )
-        )
-    if held := m.get("held_out_of_training_sources"):
-        rows.append(
-            (
-                "Explained variance, training sources",
-                _number(held["explained_variance"]),
-                "the same on held-out texts of the training sources",
-                f"{held['tokens']:,} held-out tokens",
-            )
-        )
-    latents = m["latents"]
-    rows += [
-        ("L0", f"{m['l0']:.1f} of {latents:,}", "mean number of active features on a token", evaluated),
-        (
-            "Dead features",
-            f"{m['dead']:,} of {latents:,} ({percent(m['dead'] / latents)})",
-            "features that fire on no token",
-            f"{counted:,} tokens, all texts",
-        ),
-    ]
-    loss = f"{m['tokens_ce']:,} {which}predictions"
-    rows += [
-        ("Loss, clean", _number(m["ce_clean"]), "cross entropy of the next token in nats, the model as it is", loss),
-        ("Loss with the SAE", _number(m["ce_sae"]), "the same with the SAE's reconstruction in place of the residual stream", loss),
-        (
-            "Loss, mean-ablated",
-            _number(m["ce_mean"]),
-            "the same with the mean residual in its place: only the average is known",
-            loss,
-        ),
-        ("Loss, zero-ablated", _number(m["ce_zero"]), "the same with zeros in its place", loss),
-        ("Increase of the loss", f"{m['ce_increase']:+.3f}", "with the SAE minus clean, in nats: what the SAE loses", loss),
-        ("Recovered, against the mean", _share(m["ce_recovered_mean"]), "(mean-ablated − with SAE) / (mean-ablated − clean)", loss),
-        (
-            "Recovered, against zero",
-            _share(m["ce_recovered"]),
-            "(zero-ablated − with SAE) / (zero-ablated − clean); it flatters: zeros break the model",
-            loss,
-        ),
-    ]
-    return rows
-
-
-def category_rows(by_category: dict[str, dict]) -> pd.DataFrame:
-    """The figures by category of text; NaN where a category had no prediction to judge."""
-    return pd.DataFrame(
-        [
-            {
-                "Category": name,
-                "Tokens": row["tokens"],
-                "Explained variance": row["explained_variance"],
-                "L0": row["l0"],
-                "Clean loss": row.get("ce_clean", math.nan),
-                "Increase": row.get("ce_sae", math.nan) - row.get("ce_clean", math.nan),
-                "Recovered": 100 * row.get("ce_recovered", math.nan),
-            }
-            for name, row in sorted(by_category.items())
-        ]
-    )
-
-
-def origin_rows(manifest: dict) -> list[tuple[str, str, str]]:
-    """(part, what, licence) of model and SAE."""
+def origin_rows(manifest: dict, *, named: Callable[[str], str] = str) -> list[tuple[str, str, str]]:
+    """(part, what, licence) of model and SAE; `named` may shorten where they came from."""
     model, sae = manifest["model"], manifest["sae"]
     k = f", k = {sae['k']}" if sae["k"] else ""
     notes = "".join(f"; {note}" for note in sae["notes"])
     trained = sae["source"] == "trained here"
     return [
-        ("Model", f"{model['display']}: {model['spec']}, revision {model['revision'][:12]}", model["licence"]),
+        ("Model", f"{model['display']}: {named(model['spec'])}, revision {model['revision'][:12]}", model["licence"]),
         ("Where", f"{manifest['hook']} of {model['n_layers']} blocks, windows of {manifest['context']} tokens", ""),
         (
             "SAE",
-            f"{sae['architecture']}, {sae['d_sae']:,} features{k}, {sae['source']}{notes}",
+            f"{sae['architecture']}, {sae['d_sae']:,} features{k}, {named(sae['source'])}{notes}",
             "as this program" if trained else "as its source states",
         ),
     ]
@@ -160,11 +85,3 @@ def all_well(manifest: dict) -> str:
         f"{percent(m['dead'] / m['latents'])} of the features dead (above {percent(MANY_DEAD)}), "
         f"{percent(kinds.get('mixed', 0) / live)} of the live ones without a clear pattern (above {percent(MANY_MIXED)})."
     )
-
-
-def _number(value: float | None) -> str:
-    return "not measured" if value is None or not math.isfinite(value) else f"{value:.3f}"
-
-
-def _share(value: float) -> str:
-    return f"{value * 100:.1f}\u00a0%" if math.isfinite(value) else "not defined"

@@ -5,6 +5,7 @@ The frame is made once per bundle and shared; filtering gives masks and never ch
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,10 +13,12 @@ import pandas as pd
 
 from sae_explore.bundle import Bundle
 from sae_explore.diverse import clarity
+from sae_explore.scores import SCORES, known_scores
 from sae_explore.spans import dotted
+from sae_explore.wording import OWN
 
 COLUMNS = ("feature", "label", "confidence", "density", "max", "peak", "lens", "kind")
-"""What is shown; the frame also holds `count`, `clarity` (see `diverse`) and `search`."""
+"""What can be shown beside `score_NAME`; the frame also holds `count`, `clarity` (see `diverse`) and `search`."""
 
 
 @dataclass(frozen=True)
@@ -28,18 +31,37 @@ class Filter:
     kinds: frozenset[str] = frozenset()  # none: all
     confidence: float = 0.0
     density: tuple[float, float] = (0.0, 1.0)  # of live features, both ends included
+    scores: tuple[tuple[str, float], ...] = ()  # (name, at least)
 
 
 def feature_frame(bundle: Bundle) -> pd.DataFrame:
-    """One row a feature, in order of numbers: so row i is feature i. Density in shares, white space of tokens made visible."""
+    """One row a feature, in order of numbers: so row i is feature i. Density in shares, white space of tokens made visible.
+
+    `score_NAME` for each score; NaN where the bundle was built before it existed.
+    """
+    scores = [f"score_{name}" for name in known_scores(bundle)]
     table = bundle.features.select(
-        ["feature", "label", "label_kind", "confidence", "density", "max", "peak_token", "lens_tokens", "count"]
+        ["feature", "label", "label_kind", "confidence", "density", "max", "peak_token", "lens_tokens", "count", *scores]
     ).to_pandas()
     table = table.rename(columns={"label_kind": "kind", "peak_token": "peak", "lens_tokens": "lens"})
+    table = table.assign(**{f"score_{name}": np.float32(np.nan) for name in SCORES if f"score_{name}" not in table})
     table["search"] = (table["label"] + "\0" + table["peak"] + "\0" + table["lens"]).str.casefold()
     table["peak"] = table["peak"].map(dotted)
     table["clarity"] = clarity(bundle.features, bundle.manifest["features"]["dense_above"])
     return table
+
+
+def with_own_labels(frame: pd.DataFrame, own: Mapping[int, str]) -> pd.DataFrame:
+    """The frame as one visitor sees it: with labels of their own, which are found by searching too. The frame itself stays as it is."""
+    found, rows = frame.copy(deep=False), list(own)
+    for column, texts in (
+        ("label", [f"{own[f]} {OWN}" for f in rows]),
+        ("search", [f"{own[f].casefold()}\0{frame['search'].iat[f]}" for f in rows]),
+    ):
+        changed = frame[column].copy()
+        changed.iloc[rows] = texts
+        found[column] = changed
+    return found
 
 
 def kept(frame: pd.DataFrame, wanted: Filter) -> np.ndarray:
@@ -54,6 +76,8 @@ def kept(frame: pd.DataFrame, wanted: Filter) -> np.ndarray:
     if wanted.kinds:
         mask &= frame["kind"].isin(wanted.kinds).to_numpy()
     mask &= frame["confidence"].to_numpy() >= np.float32(wanted.confidence)
+    for name, least in wanted.scores:
+        mask &= frame[f"score_{name}"].to_numpy() >= np.float32(least)
     if wanted.query:
         found = frame["search"].str.contains(wanted.query.casefold(), regex=False).to_numpy(dtype=bool)
         if (number := _number(wanted.query)) is not None:

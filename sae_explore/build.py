@@ -18,12 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
-
-from sae_explore.bundle_files import SCHEMA, check_name, complete_manifest, default_cache, switch, write_json
+from sae_explore.bundle_files import SCHEMA, alone, check_name, complete_manifest, default_cache, switch, write_json
 from sae_explore.errors import ExploreError, InputError
 from sae_explore.types import HookPoint
 
@@ -31,6 +26,9 @@ Report = Callable[[str, str, float | None], None]
 """(stage, what is being done, share done or None). Raising from it cancels the build; what is done is kept."""
 
 STAGES = ("texts", "tokens", "sae", "store", "features", "metrics")
+EVALUATED_TOKENS = 50_000  # on which explained variance is measured, at most
+DEFAULT_HOOK = "blocks.6.hook_resid_post"
+LOSS_TOKENS = 20_000  # for cross entropies, at most: they run the whole model four times
 
 
 @dataclass(frozen=True)
@@ -39,8 +37,8 @@ class BuildRequest:
 
     name: str
     model: str
-    hook: str = "blocks.6.hook_resid_post"
-    sae: str | None = None  # a folder in SAELens's format; None: train one
+    hook: str | None = None  # None: where a given SAE says that it reads, else DEFAULT_HOOK
+    sae: str | None = None  # HUB_ID[@REVISION][:FOLDER] or a folder; None: train one
     texts: tuple[str, ...] = ("diverse",)  # to train on and, unless `store_texts` is given, to explore
     store_texts: tuple[str, ...] = ()
     latents: int = 2_048
@@ -96,7 +94,8 @@ class BuildRequest:
                 raise InputError(f"--{what} is {value!r}, but must be one of {', '.join(allowed)}")
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             raise InputError(f"--device is {self.device[:40]!r}, but must be auto, cpu, cuda or cuda:N")
-        return replace(self, hook=HookPoint.parse(self.hook).name)
+        hook = self.hook or (DEFAULT_HOOK if self.sae is None else None)
+        return replace(self, hook=hook and HookPoint.parse(hook).name)
 
 
 class Work:
@@ -184,7 +183,9 @@ def build(request: BuildRequest, *, cache: Path | None = None, force: bool = Fal
 
     request, cache = request.checked(), cache or default_cache()
     report = report or (lambda _stage, _text, _share: None)
-    with _readable_failures(request), _alone(work_folder(cache, request.name), request.name):
+    busy = f"bundle {request.name!r} is being built already; wait until that has ended, or choose another name"
+    with _readable_failures(request), alone(work_folder(cache, request.name), busy):
+        report(STAGES[0], "looking at what is there", None)
         work = Work(work_folder(cache, request.name), request, fresh=force)
         context = stages.Context(request, cache, work, report)
         found = {name: work.stage(name, lambda name=name: getattr(stages, f"stage_{name}")(context)) for name in STAGES}
@@ -192,26 +193,6 @@ def build(request: BuildRequest, *, cache: Path | None = None, force: bool = Fal
         work.publish(cache / request.name, lambda: stages.manifest(context, found))
         work.remove()
     return cache / request.name
-
-
-@contextlib.contextmanager
-def _alone(folder: Path, name: str) -> Iterator[None]:
-    """Refuse to build what is being built; the lock is on the working folder and goes with the process that holds it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if fcntl is None:
-        yield
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"bundle {name!r} is being built already; wait until that has ended, or choose another name") from None
-        except OSError:  # a file system without locks
-            pass
-        yield
-    finally:
-        os.close(handle)
 
 
 @contextlib.contextmanager

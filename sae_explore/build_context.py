@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -12,13 +13,14 @@ import torch
 
 from sae_explore import bundle
 from sae_explore.build import BuildRequest, Report, Work
-from sae_explore.bundle_files import sha256_of
 from sae_explore.dataset import is_held_out
 from sae_explore.errors import InputError
 from sae_explore.model import LanguageModel, load_model
 from sae_explore.model_sources import ModelSource, resolve_model
 from sae_explore.sae import Sae
-from sae_explore.sae_formats import CONFIG_FILE, WEIGHTS_FILE, load_sae
+from sae_explore.sae_conventions import centring, notes_of, repository_of
+from sae_explore.sae_formats import load_sae
+from sae_explore.sae_sources import resolve_sae
 from sae_explore.tracer import bundle_sae
 from sae_explore.types import HookPoint
 
@@ -33,15 +35,38 @@ class Context:
         self.request, self.cache, self.work, self._report = request, cache, work, report
         self.out = work.out
         self.device = _device(request.device)
-        self.foreign = load_sae(Path(request.sae)) if request.sae else None
-        if self.foreign:
-            work.same(f"the SAE in {request.sae}", "".join(sha256_of(Path(request.sae) / name) for name in (CONFIG_FILE, WEIGHTS_FILE)))
+        self.foreign = self._given_sae() if request.sae else None
         spec = self.foreign.spec if self.foreign else None
         self.hook = HookPoint.parse(spec.hook if spec else request.hook)
         self.window = spec.context if spec else request.context
 
     def report(self, stage: str, text: str, share: float | None = None) -> None:
         self._report(stage, text, share)
+
+    def _given_sae(self) -> Sae:
+        """The SAE of the request, its place in the model settled; InputError if the request and its files do not agree about that."""
+        request = self.request
+        found = resolve_sae(request.sae, hook=request.hook, report=lambda text, share: self.report("sae", text, share))
+        self.work.same(f"the SAE in {request.sae}", found.fingerprint)
+        sae = load_sae(found.path, source=found.name, repository=found.repository, center=request.center)
+        spec = sae.spec
+        if not spec.hook and not request.hook:
+            raise InputError(f"the files of the SAE {request.sae} do not say where in the model it reads; say it with --hook")
+        if spec.hook and request.hook and HookPoint.parse(spec.hook).depth != HookPoint.parse(request.hook).depth:
+            raise InputError(
+                f"the SAE {request.sae} reads {spec.hook}, but --hook says {request.hook}; leave --hook out or choose another SAE"
+            )
+        _, why = centring(request.center, spec, found.repository or repository_of(str(found.path)))
+        return replace(
+            sae,
+            spec=replace(
+                spec,
+                hook=spec.hook or request.hook,
+                context=spec.context or request.context,
+                revision=found.revision,
+                notes=notes_of(spec, why_centred=why),
+            ),
+        )
 
     @cached_property
     def source(self) -> ModelSource:
@@ -65,8 +90,15 @@ class Context:
 
     @cached_property
     def bos(self) -> bool:
-        """Whether windows start with a BOS: as a published SAE's config says, else wherever the model has one."""
-        return self.foreign.spec.prepend_bos if self.foreign else self.model.bos_id is not None
+        """Whether windows start with a BOS: as a given SAE's config says, or as the model's tokenizer does; for SAEs trained here
+        wherever the model has one."""
+        has = self.model.bos_id is not None
+        if self.foreign is None:
+            return has
+        stated = self.foreign.spec.prepend_bos
+        if stated and not has:
+            raise InputError(f"the SAE {self.request.sae} was trained with a BOS in front, but {self.source.display} has none")
+        return stated if stated is not None else has and adds_bos(self.model)
 
     @cached_property
     def sae(self) -> Sae:
@@ -97,6 +129,11 @@ class Context:
         if held_out and seen.isdisjoint(texts[i] for i in held_out):
             return held_out, "held_out", "held-out texts, never trained on (sha256 of the text mod 50 = 0)"
         return everything, "all", "in-sample: too few texts to hold some out"
+
+
+def adds_bos(model: LanguageModel) -> bool:
+    """Whether the model's tokenizer puts its BOS in front of a text by itself: GPT-2's does not, Llama's does."""
+    return model.tokenizer("a", verbose=False)["input_ids"][:1] == [model.bos_id]
 
 
 def _device(requested: str) -> str:

@@ -7,13 +7,15 @@ card = bundle.card(123)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from sae_explore.activation_store import STORE_FILE, ActivationStore
 from sae_explore.bundle_files import check_name, default_cache, read_manifest, verify_hashes
+from sae_explore.curated import read_curated
 from sae_explore.errors import BundleError, InputError
 from sae_explore.feature_stats import NONE
 from sae_explore.tensor_file import read_tensors
@@ -67,11 +69,22 @@ class Bundle:
         n = self.store.n_tokens
         if any(len(a) != n for a in (self.ids, self.char_ends, self.ignored)) or not self._offsets_fit(n):
             raise BundleError(f"tokens and activations of bundle {self.name!r} do not fit together; build it again with --force")
+        self.curated = read_curated(folder, generation=self.files.name, d_sae=self.d_sae, find_document=self.find_document)
+        self.human_labels = {f.feature: f.label for f in self.curated.features}
+        self.own_labels: Mapping[int, str] = {}
+
+    def with_labels(self, own: Mapping[int, str]) -> Bundle:
+        """The same bundle as one visitor sees it, whose labels go before all others; it shares everything with this one, which keeps its own."""
+        found = copy.copy(self)
+        found.own_labels = own
+        return found
 
     def _table(self, name: str, columns: Sequence[str], rows: int | None = None):
         """(table, its columns by name); BundleError if it cannot be read or lacks something."""
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
+        pa.set_memory_pool(pa.system_memory_pool())  # Arrow's own keeps some 30 MB of what reading the tables took
         try:
             table = pq.read_table(self.files / name)
         except Exception as error:  # pyarrow raises many kinds for a damaged file
@@ -159,9 +172,10 @@ class Bundle:
     def document_tokens(self, document: int) -> TokenizedText:
         a, b = int(self.doc_offsets[document]), int(self.doc_offsets[document + 1])
         ids = np.asarray(self.ids[a:b], np.int32)
-        return TokenizedText(ids, self.token_texts(document, 0, b - a), self._bytes_of(ids), np.asarray(self.vocabulary.special[ids]))
+        return TokenizedText(ids, self.token_texts(document, 0, b - a), self.bytes_of(ids), np.asarray(self.vocabulary.special[ids]))
 
-    def _bytes_of(self, ids: np.ndarray) -> tuple[bytes, ...]:
+    def bytes_of(self, ids: np.ndarray) -> tuple[bytes, ...]:
+        """What the tokens of the vocabulary hold, by id (int64)."""
         starts, stops = self.vocabulary.offsets[ids].tolist(), self.vocabulary.offsets[ids + 1].tolist()
         return tuple(self._pieces[a:b] for a, b in zip(starts, stops, strict=True))
 
@@ -183,12 +197,19 @@ class Bundle:
     # ---- features --------------------------------------------------------------------------------------------------
 
     def label(self, feature: int) -> str:
-        """The feature's automatic label."""
+        """The visitor's own label (see `with_labels`), else the one that was given by hand, else the automatic one."""
+        return self.own_labels.get(feature) or self.human_labels.get(feature) or self.automatic_label(feature)
+
+    def automatic_label(self, feature: int) -> str:
+        """The label that comes from counting (see `labels`)."""
         return self._features["label"][feature].as_py()
 
     def row(self, feature: int) -> dict:
-        """The feature's row of the table, as plain values."""
-        return {name: column[feature].as_py() for name, column in self._features.items()}
+        """The feature's row of the table, as plain values; `label` as above, beside `automatic_label`, `human_label` and `own_label`
+        (or None)."""
+        row = {name: column[feature].as_py() for name, column in self._features.items()}
+        human, own = self.human_labels.get(feature), self.own_labels.get(feature)
+        return row | {"label": own or human or row["label"], "automatic_label": row["label"], "human_label": human, "own_label": own}
 
     def example(
         self, feature: int, token: int, kind: str, interval: int | None = None,
@@ -213,7 +234,7 @@ class Bundle:
             ignored=np.array(self.ignored[start:stop], bool),
             cut_left=start > base,
             cut_right=stop < end,
-            bytes=self._bytes_of(self.ids[start:stop].astype(np.int64)),
+            bytes=self.bytes_of(self.ids[start:stop].astype(np.int64)),
         )
 
     def top_examples(self, feature: int, n: int = 10, **context: int) -> tuple[Example, ...]:
@@ -244,7 +265,7 @@ class Bundle:
         lists = []
         for side in ("positive", "negative"):
             ids, logits = self.lens[f"{convention}.{side}_ids"][feature], self.lens[f"{convention}.{side}"][feature]
-            texts = map(readable, self._bytes_of(ids.astype(np.int64)))
+            texts = map(readable, self.bytes_of(ids.astype(np.int64)))
             lists.append(tuple(LensToken(*row) for row in zip(ids.tolist(), texts, logits.tolist(), strict=True)))
         return lists[0], lists[1]
 

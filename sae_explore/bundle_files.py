@@ -8,19 +8,27 @@ A reader that has read a manifest finds all its files, because the generation be
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 from sae_explore.errors import BundleError, InputError
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_OTHERS = ("models", "labels", "uploads")  # folders of the cache that are no bundles
 _REQUIRED = ("schema", "folder", "files", "model", "hook", "units", "sae", "corpus", "context", "lens", "metrics")
 
 
@@ -31,9 +39,9 @@ def default_cache() -> Path:
 
 def check_name(name: str) -> str:
     """A bundle name that is safe as a folder name."""
-    if not _NAME.fullmatch(name) or name in ("models", "labels") or name.endswith("."):
+    if not _NAME.fullmatch(name) or name in _OTHERS or name.endswith("."):
         raise InputError(
-            f"{name[:80]!r} is no bundle name; use letters, digits, dots, dashes and underscores, at most 64, not 'models' or 'labels'"
+            f"{name[:80]!r} is no bundle name; use letters, digits, dots, dashes and underscores, at most 64, and none of {', '.join(_OTHERS)}"
         )
     return name
 
@@ -54,24 +62,9 @@ def read_manifest(folder: Path) -> dict:
         raise BundleError(f"there is no bundle {folder.name!r}: {MANIFEST} is missing") from None
     except (OSError, ValueError, RecursionError) as error:
         raise BundleError(f"the manifest of bundle {folder.name!r} cannot be read: {error}") from error
-    if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
-        found = manifest.get("schema") if isinstance(manifest, dict) else None
-        raise BundleError(
-            f"bundle {folder.name!r} has schema version {found!r}, this program reads version {SCHEMA}; "
-            f"build it again: python -m sae_explore build {folder.name} --force"
-        )
-    missing = [key for key in _REQUIRED if key not in manifest]
-    if missing:
-        raise BundleError(f"the manifest of bundle {folder.name!r} lacks {', '.join(missing)}")
-    generation = manifest["folder"]
-    if not isinstance(generation, str) or not _NAME.fullmatch(generation) or not isinstance(manifest["files"], dict):
-        raise BundleError(f"the manifest of bundle {folder.name!r} names no valid generation folder")
+    check_manifest(manifest, folder.name)
     for name, entry in manifest["files"].items():
-        target = folder / generation / name
-        if ".." in Path(name).parts or Path(name).is_absolute():
-            raise BundleError(f"the manifest of bundle {folder.name!r} names a file outside the bundle")
-        if not isinstance(entry, dict):
-            raise BundleError(f"the manifest of bundle {folder.name!r} gives no size and sha256 of {name}")
+        target = folder / manifest["folder"] / name
         if not target.is_file():
             raise BundleError(f"bundle {folder.name!r} is incomplete: {name} is missing; build it again with --force")
         if target.stat().st_size != entry.get("size"):
@@ -79,9 +72,35 @@ def read_manifest(folder: Path) -> dict:
                 f"bundle {folder.name!r} is damaged: {name} has {target.stat().st_size} bytes instead of {entry.get('size')}; "
                 "build it again with --force"
             )
-    if manifest.get("checksum", found := _checksum(manifest)) != found:
-        raise BundleError(f"bundle {folder.name!r} is damaged: the contents of its {MANIFEST} have changed; build it again with --force")
+    check_checksum(manifest, folder.name)
     return manifest
+
+
+def check_manifest(manifest: object, name: str) -> None:
+    """BundleError unless the manifest of bundle `name` has this program's schema and names nothing outside the bundle."""
+    if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
+        found = manifest.get("schema") if isinstance(manifest, dict) else None
+        raise BundleError(
+            f"bundle {name!r} has schema version {found!r}, this program reads version {SCHEMA}; "
+            f"build it again: python -m sae_explore build {name} --force"
+        )
+    missing = [key for key in _REQUIRED if key not in manifest]
+    if missing:
+        raise BundleError(f"the manifest of bundle {name!r} lacks {', '.join(missing)}")
+    generation = manifest["folder"]
+    if not isinstance(generation, str) or not _NAME.fullmatch(generation) or not isinstance(manifest["files"], dict):
+        raise BundleError(f"the manifest of bundle {name!r} names no valid generation folder")
+    for file, entry in manifest["files"].items():
+        if ".." in Path(file).parts or Path(file).is_absolute():
+            raise BundleError(f"the manifest of bundle {name!r} names a file outside the bundle")
+        if not isinstance(entry, dict):
+            raise BundleError(f"the manifest of bundle {name!r} gives no size and sha256 of {file}")
+
+
+def check_checksum(manifest: dict, name: str) -> None:
+    """BundleError unless the manifest's checksum, where it has one, fits its contents."""
+    if manifest.get("checksum", found := _checksum(manifest)) != found:
+        raise BundleError(f"bundle {name!r} is damaged: the contents of its {MANIFEST} have changed; build it again with --force")
 
 
 def verify_hashes(folder: Path, manifest: dict, *, below: int | None = None) -> None:
@@ -181,3 +200,23 @@ def write_json(path: Path, value: object) -> None:
     partial = path.with_name(path.name + ".partial")
     partial.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(partial, path)
+
+
+@contextlib.contextmanager
+def alone(folder: Path, refusal: str) -> Iterator[None]:
+    """Hold a working folder; InputError(`refusal`) where another process or thread holds it. The lock goes with the process."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(refusal) from None
+        except OSError:  # a file system without locks
+            pass
+        yield
+    finally:
+        os.close(handle)

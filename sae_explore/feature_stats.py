@@ -145,8 +145,11 @@ class Coactivation(NamedTuple):
     count: np.ndarray  # tokens on which both fire (scaled up where tokens were drawn)
 
 
-def coactivation(store: ActivationStore, counts: np.ndarray, n_tokens: int, *, seed: int = 0) -> Coactivation:
-    """Over the whole dictionary: for each feature, count all features on the tokens where it fires."""
+def coactivation(store: ActivationStore, counts: np.ndarray, counted: int, *, seed: int = 0) -> Coactivation:
+    """Over the whole dictionary: for each feature, count all features on the tokens where it fires.
+
+    `counted`: the tokens on which features can fire at all, ignored ones left out.
+    """
     d = store.d_sae
     out = Coactivation(
         np.full((d, COACTIVE), -1, np.int32),
@@ -154,7 +157,7 @@ def coactivation(store: ActivationStore, counts: np.ndarray, n_tokens: int, *, s
         np.zeros((d, COACTIVE), np.float32),
         np.zeros((d, COACTIVE), np.int64),
     )
-    p = counts / max(n_tokens, 1)
+    p = counts / max(counted, 1)
     spread = np.sqrt(np.maximum(p * (1 - p), 1e-15))
     for feature in range(d):
         tokens = np.asarray(store.firings(feature)[0])

@@ -17,10 +17,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from sae_explore import bundle, feature_stats, labels, lens
+from sae_explore import bundle, feature_stats, lens
 from sae_explore.activation_store import ActivationStore, FeatureTotals
+from sae_explore.evidence import word_columns
 from sae_explore.feature_stats import NONE
-from sae_explore.labels import Evidence
 from sae_explore.model import Unembedding
 from sae_explore.sae import Sae
 from sae_explore.tensor_file import write_tensors
@@ -28,7 +28,6 @@ from sae_explore.tokens import Vocabulary
 
 NEIGHBOURS = 10
 DENSE = 0.1  # share of tokens from which a feature counts as dense: hidden by default in ranked lists
-_LABEL_EXAMPLES = 20
 
 
 def build_features(
@@ -63,7 +62,8 @@ def build_features(
     write_lens(out, tables)
     report("neighbours and co-active features")
     near = {name: lens.nearest_by_cosine(rows, NEIGHBOURS) for name, rows in (("decoder", sae.W_dec), ("encoder", sae.W_enc.T))}
-    together = feature_stats.coactivation(store, totals.count, n_tokens, seed=seed)
+    counted = int((~ignored).sum())
+    together = feature_stats.coactivation(store, totals.count, counted, seed=seed)
     by_category = feature_stats.group_counts(store, category_of_token, len(categories))
     arrays = {
         "max": totals.max,
@@ -78,18 +78,21 @@ def build_features(
         arrays |= {f"{name}_neighbours": neighbours, f"{name}_cosines": cosines.astype(np.float16)}
     write_tensors(out / bundle.ARRAYS_FILE, arrays)
     report("labels")
-    counted = int((~ignored).sum())
     columns = _number_columns(totals, counted, tables, random, sae)
-    columns |= _word_columns(
-        ids,
-        vocabulary,
-        doc_offsets,
-        category_of_document,
-        category_of_token,
-        ignored,
-        examples,
-        tables[lens_info["default"]],
-        random[lens_info["default"]],
+    category_share = _category_share(categories, category_of_token[~ignored])
+    listed = tables[lens_info["default"]]
+    columns |= word_columns(
+        ids=ids,
+        vocabulary=vocabulary,
+        doc_offsets=doc_offsets,
+        category_of_document=category_of_document,
+        category_share=category_share,
+        examples=examples,
+        lens_ids=listed.positive_ids,
+        z_top=_z_top(listed),
+        random_z_top=_z_top(random[lens_info["default"]]),
+        rows_of=lambda rows: unembedding.W_U[torch.from_numpy(rows)].float().numpy(),
+        seed=seed,
     )
     pq.write_table(pa.table(columns), out / bundle.FEATURES_FILE, compression="zstd")
     live = totals.count > 0
@@ -103,7 +106,7 @@ def build_features(
             "counted_tokens": counted,
             "l0": float(totals.count.sum() / max(counted, 1)),
             "kinds": dict(Counter(columns["label_kind"])),
-            "category_share": _category_share(categories, category_of_token[~ignored]),
+            "category_share": category_share,
         },
     }
 
@@ -185,37 +188,6 @@ def _number_columns(totals: FeatureTotals, counted: int, tables, random, sae: Sa
         "lens_kurtosis": folded.kurtosis,
         "decoder_norm": sae.W_dec.norm(dim=-1).numpy().astype(np.float32),
     }
-
-
-def _word_columns(ids, vocabulary, doc_offsets, category_of_document, category_of_token, ignored, examples, table, random) -> dict:
-    """Peak token, lens tokens, scores and label of every feature."""
-    category_share = _category_share(sorted(set(category_of_document.tolist())), category_of_token[~ignored])
-    z, random_z = _z_top(table), np.sort(_z_top(random))
-    document_of = np.searchsorted(doc_offsets, np.arange(len(ids)), side="right") - 1
-
-    def evidence(token: int) -> Evidence:
-        document = document_of[token]
-        text = lambda t: vocabulary.text_of(int(ids[t])) if doc_offsets[document] <= t < doc_offsets[document + 1] else ""  # noqa: E731
-        return Evidence(text(token), text(token - 1), text(token + 1), str(category_of_document[document]))
-
-    columns: dict[str, list] = {name: [] for name in ("peak_token", "lens_tokens", "label", "label_kind", "confidence")}
-    scored: list[labels.Scores] = []
-    for feature in range(len(z)):
-        top = [evidence(int(t)) for t in examples.top[feature][:_LABEL_EXAMPLES] if t != NONE]
-        weaker = [evidence(int(t)) for t in examples.random[feature] if t != NONE]
-        tokens = [vocabulary.text_of(int(i)) for i in table.positive_ids[feature]]
-        lens_share = float(np.searchsorted(random_z, z[feature])) / len(random_z)
-        found = labels.label(top, weaker, category_share, tokens, lens_share)
-        scored.append(labels.scores(top, category_share, tokens, lens_share))
-        columns["peak_token"].append(Counter(e.peak for e in top).most_common(1)[0][0] if top else "")
-        columns["lens_tokens"].append(" · ".join(labels.shown(t) for t in tokens[:5]))
-        columns["label"].append(found.text)
-        columns["label_kind"].append(found.kind)
-        columns["confidence"].append(found.confidence)
-    for name in ("token", "before", "after", "category", "lens", "agreement"):
-        columns[f"score_{name}"] = np.asarray([getattr(s, name) for s in scored], np.float32)
-    columns["confidence"] = np.asarray(columns["confidence"], np.float32)
-    return columns
 
 
 def _category_share(names: list[str], category_of_token: np.ndarray) -> dict[str, float]:

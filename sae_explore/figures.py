@@ -21,10 +21,10 @@ CONFIG = {"displayModeBar": False, "scrollZoom": False}
 _BAND_COLOURS = ("rgba(217,89,13,.32)", "rgba(217,89,13,.52)", "rgba(217,89,13,.75)", "rgba(217,89,13,1)")  # trace ... strong
 _DIVERGING = [[0.0, COOL], [0.5, "#F1EFEA"], [1.0, ACCENT]]  # opaque: the numbers stand on it, on light and dark pages alike
 _DARK, _WHITE = "#1F2328", "#FFFFFF"
-_NUMBER = {"textposition": "auto", "insidetextanchor": "end", "insidetextfont": {"color": _WHITE}, "textfont": {"size": 11},
+NUMBER = {"textposition": "auto", "insidetextanchor": "end", "insidetextfont": {"color": _WHITE}, "textfont": {"size": 11},
            "constraintext": "none", "cliponaxis": False}  # fmt: skip
-_GRID = "rgba(128,128,128,.18)"
-_COUNTS = {"gridcolor": _GRID, "showgrid": True, "rangemode": "tozero", "tickformat": ",d"}
+GRID = "rgba(128,128,128,.18)"
+COUNTS = {"gridcolor": GRID, "showgrid": True, "rangemode": "tozero", "tickformat": ",d"}
 _SPAN = {"xref": "x", "yref": "paper", "y0": 0, "y1": 1}  # of the plot's whole height
 _BAR = 23  # pixels a horizontal bar takes
 _ROOM = 1.12  # the axis beyond the longest bar, for the number of a bar too short to hold it
@@ -47,14 +47,14 @@ def lens_bars(tokens: Sequence[LensToken], *, baseline: float | None = None, end
     bars = {
         "type": "bar", "x": values, "y": np.arange(len(tokens)), "orientation": "h", "marker": {"color": COOL if suppressed else ACCENT},
         "text": [f"{v:+.2f}" for v in values], "customdata": [[name, t.id] for name, t in zip(names, tokens, strict=True)],
-        "hovertemplate": "%{customdata[0]}<br>logit %{x:+.3f}<br>token id %{customdata[1]}<extra></extra>", **_NUMBER,
+        "hovertemplate": "%{customdata[0]}<br>logit %{x:+.3f}<br>token id %{customdata[1]}<extra></extra>", **NUMBER,
     }  # fmt: skip
-    return _figure(
+    return make_figure(
         [bars],
         height=_BAR * max(len(tokens), 1) + (34 if baseline is None else 48),
         top=2 if baseline is None else 20,
         xaxis={"range": [0, -end if suppressed else end], "visible": False},
-        yaxis={**_rows(names), "tickfont": {"family": "monospace"}},
+        yaxis={**row_axis(names), "tickfont": {"family": "monospace"}},
         **({} if baseline is None else _mark(baseline, f"random {baseline:+.2f}")),
     )
 
@@ -69,13 +69,13 @@ def activation_histogram(edges: np.ndarray, counts: np.ndarray) -> go.Figure:
         "customdata": [[float(a), float(b), BANDS[i + 1][0]] for a, b, i in zip(edges[:-1], edges[1:], band, strict=True)],
         "hovertemplate": "%{y:,} tokens between %{customdata[0]:.2f} and %{customdata[1]:.2f}<br>%{customdata[2]}<extra></extra>",
     }  # fmt: skip
-    return _figure(
+    return make_figure(
         [bars],
         height=230,
         bargap=0,
         xaxis={"range": [0, maximum or 1], "title": {"text": "activation"}},
-        yaxis={"title": {"text": "tokens"}, **_COUNTS, "nticks": 5},
-        shapes=[_line(end * maximum, name) for name, end in BANDS[1:-1]],
+        yaxis={"title": {"text": "tokens"}, **COUNTS, "nticks": 5},
+        shapes=[vertical_line(end * maximum, name) for name, end in BANDS[1:-1]],
     )
 
 
@@ -105,12 +105,12 @@ def category_bars(names: Sequence[str], shares: Sequence[float], corpus: Sequenc
         "marker": {"symbol": "line-ns", "size": 13, "line": {"width": 3, "color": COOL}, "color": COOL},
         "hovertemplate": "%{customdata}: %{x:.1%} of the corpus<extra></extra>",
     }  # fmt: skip
-    return _figure(
+    return make_figure(
         [bars, marks],
         height=_BAR * max(len(names), 1) + 76,
         top=30,
-        xaxis={"tickformat": ".0%", "gridcolor": _GRID, "showgrid": True, "rangemode": "tozero", "nticks": 6},
-        yaxis=_rows(texts),
+        xaxis={"tickformat": ".0%", "gridcolor": GRID, "showgrid": True, "rangemode": "tozero", "nticks": 6},
+        yaxis=row_axis(texts),
         showlegend=True,
         legend={"orientation": "h", "x": 0, "y": 1.0, "xanchor": "left", "yanchor": "bottom"},
     )
@@ -135,14 +135,14 @@ def density_histogram(
         shapes.append({**_SPAN, "type": "rect", "x0": left, "x1": right, "fillcolor": "rgba(128,128,128,.16)", "line": {"width": 0},
                        "layer": "below", "name": "chosen range"})  # fmt: skip
     if dense_above:
-        shapes.append(_line(float(np.log10(dense_above)), "dense"))
+        shapes.append(vertical_line(float(np.log10(dense_above)), "dense"))
     powers = np.arange(np.ceil(start), 1)
-    return _figure(
+    return make_figure(
         [bars],
         height=200,
         bargap=0.04,
         xaxis={"range": [start, 0], **_ticks(powers, [_one_in(p) for p in powers]), "title": {"text": "fires on … tokens"}},
-        yaxis={"title": {"text": "features"}, **_COUNTS, "nticks": 4},
+        yaxis={"title": {"text": "features"}, **COUNTS, "nticks": 4},
         shapes=shapes,
     )
 
@@ -160,12 +160,12 @@ def similarity_heatmap(matrix: np.ndarray, names: Sequence[str]) -> go.Figure:
          "font": {"size": 12, "color": _WHITE if abs(matrix[i, j]) > 0.6 else _DARK}}
         for i in range(n) for j in range(n)
     ]  # fmt: skip
-    return _figure(
+    return make_figure(
         [cells],
         height=42 * n + 50,
         top=30,
         xaxis={**_ticks(at, texts), "side": "top", "range": [-0.5, n - 0.5]},
-        yaxis=_rows(texts),
+        yaxis=row_axis(texts),
         annotations=numbers,
     )
 
@@ -178,14 +178,14 @@ def strength_bars(names: Sequence[str], strengths: Sequence[float], *, baseline:
         "text": [f"{v:.3f}" for v in values],
         "customdata": [[t, float(v) / max(baseline, 1e-12)] for t, v in zip(texts, values, strict=True)],
         "hovertemplate": "feature %{customdata[0]}<br>strength %{x:.3f}, %{customdata[1]:.2f} times a random direction's<extra></extra>",
-        **_NUMBER,
+        **NUMBER,
     }  # fmt: skip
-    return _figure(
+    return make_figure(
         [bars],
         height=30 * max(len(names), 1) + 56,
         top=20,
         xaxis={"range": [0, max([*values, baseline, 1e-9]) * _ROOM], "visible": False},
-        yaxis=_rows(texts),
+        yaxis=row_axis(texts),
         **_mark(baseline, f"random {baseline:.3f}"),
     )
 
@@ -197,19 +197,19 @@ def _ticks(at: np.ndarray, texts: Sequence[str]) -> dict:
     return {"tickmode": "array", "tickvals": at, "ticktext": list(texts), "ticks": ""}
 
 
-def _rows(texts: Sequence[str]) -> dict:
+def row_axis(texts: Sequence[str]) -> dict:
     """A y axis of one row a text, the first on top: by number, so that equal texts stay apart."""
     return {**_ticks(np.arange(len(texts)), texts), "range": [len(texts) - 0.5, -0.5]}
 
 
-def _line(x: float, name: str, *, dash: str = "dot", width: float = 1) -> dict:
+def vertical_line(x: float, name: str, *, dash: str = "dot", width: float = 1) -> dict:
     return {**_SPAN, "type": "line", "x0": x, "x1": x, "line": {"color": GREY, "width": width, "dash": dash}, "name": name}
 
 
 def _mark(x: float, text: str) -> dict:
     """A dashed vertical line with a word above the plot."""
     word = {"x": x, "y": 1, "yref": "paper", "yanchor": "bottom", "text": text, "showarrow": False, "font": {"size": 11, "color": GREY}}
-    return {"shapes": [_line(x, "random directions", dash="dash", width=1.5)], "annotations": [word]}
+    return {"shapes": [vertical_line(x, "random directions", dash="dash", width=1.5)], "annotations": [word]}
 
 
 def _one_in(power: float) -> str:
@@ -217,7 +217,7 @@ def _one_in(power: float) -> str:
     return "all" if power == 0 else f"1 in {10**-power:,.0f}"
 
 
-def _figure(traces: list[dict], *, height: int, xaxis: dict, yaxis: dict, top: int = 6, bargap: float = 0.28, **layout) -> go.Figure:
+def make_figure(traces: list[dict], *, height: int, xaxis: dict, yaxis: dict, top: int = 6, bargap: float = 0.28, **layout) -> go.Figure:
     """All in one call: plotly checks every property each time a figure is changed, which costs more than drawing it."""
     fixed = {"fixedrange": True, "automargin": True, "zeroline": False, "showgrid": False}
     return go.Figure(

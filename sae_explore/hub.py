@@ -13,7 +13,7 @@ import ssl
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from sae_explore.errors import ExploreError, SourceError
@@ -56,19 +56,19 @@ def hub_reachable(*, refresh: bool = False) -> bool:
     return hub_problem(refresh=refresh) is None
 
 
-def require_hub(what: str) -> None:
+def require_hub(what: str, *, writing: bool = False) -> None:
     """Raise SourceError, saying that `what` was wanted, if the Hub cannot be used."""
     if problem := hub_problem():
-        raise SourceError(_refusal(what, problem))
+        raise SourceError(_refusal(what, problem, writing))
 
 
 @contextmanager
-def hub_access(what: str) -> Iterator[None]:
+def hub_access(what: str, *, writing: bool = False) -> Iterator[None]:
     """Calls of the Hub's client libraries go in here: refused at once without the Hub, SourceError in one sentence if they fail.
 
-    A failure probes the Hub again, so that one which has gone away since is not asked a second time.
+    A failure probes the Hub again, so that one which has gone away since is not asked a second time. `writing`: `what` is put there.
     """
-    require_hub(what)
+    require_hub(what, writing=writing)
     from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HTTPError, RepositoryNotFoundError
 
     try:
@@ -81,8 +81,30 @@ def hub_access(what: str) -> Iterator[None]:
         raise SourceError(f"{what} is not on the Hub, or it is private; check its name, or set HF_TOKEN") from error
     except (OSError, ValueError, RuntimeError, HTTPError, EntryNotFoundError) as error:
         if problem := hub_problem(refresh=True):
-            raise SourceError(_refusal(what, problem)) from error
-        raise SourceError(f"{what} cannot be read from the Hub: {one_line(error)}") from error
+            raise SourceError(_refusal(what, problem, writing)) from error
+        done = "written to" if writing else "read from"
+        raise SourceError(f"{what} cannot be {done} the Hub: {one_line(error)}") from error
+
+
+def byte_counter(report: Callable[[int, int], None]) -> type:
+    """A `tqdm_class` for the Hub's client: draws nothing, and reports (bytes so far, bytes in all) of a download, from its threads."""
+    from tqdm import tqdm
+
+    lock, most = threading.Lock(), [0, 0]
+
+    class Counter(tqdm):
+        def __init__(self, *args, **options):
+            self._bytes = options.get("unit") == "B"  # others count files
+            super().__init__(*args, **{**options, "disable": True})
+
+        def update(self, n: float | None = 1) -> None:
+            self.n += n or 0
+            if self._bytes and self.total:
+                with lock:  # there is a bar for what arrives and one for what is written
+                    most[:] = max(most, [int(self.n), int(self.total)])
+                    report(min(most), most[1])
+
+    return Counter
 
 
 def one_line(error: BaseException) -> str:
@@ -91,8 +113,10 @@ def one_line(error: BaseException) -> str:
     return text if len(text) <= 300 else text[:299] + "…"
 
 
-def _refusal(what: str, problem: str) -> str:
+def _refusal(what: str, problem: str, writing: bool) -> str:
     remedy = "unset it" if problem.endswith("is set") else "check the connection, HF_ENDPOINT and the proxy settings"
+    if writing:
+        return f"{what} would be written to the Hugging Face Hub, but {problem}; {remedy}"
     return f"{what} would come from the Hugging Face Hub, but {problem}; {remedy}, or name something local"
 
 

@@ -40,7 +40,9 @@ def trace_json(trace: TextTrace, bundle: Bundle, *, top: int = TOP_FEATURES) -> 
                 "max": round(hit.max, 4),
                 "sum": round(hit.sum, 4),
                 "position": hit.position,
-                "label": bundle.label(hit.feature),
+                **labels_json(
+                    bundle.automatic_label(hit.feature), bundle.human_labels.get(hit.feature), bundle.own_labels.get(hit.feature)
+                ),
             }
             for hit in trace.hits()[:top]
         ],
@@ -55,7 +57,7 @@ def feature_json(card: FeatureCard) -> dict:
         "feature": card.ref.feature,
         "density": card.row["density"],
         "max": card.row["max"],
-        "label": card.row["label"],
+        **labels_json(card.row["automatic_label"], card.row["human_label"], card.row["own_label"]),
         "confidence": card.row["confidence"],
         "histogram": {"edges": [round(float(e), 5) for e in edges], "counts": [int(c) for c in counts]},
         "lens": card.lens_convention,
@@ -64,6 +66,11 @@ def feature_json(card: FeatureCard) -> dict:
         "examples": [_example(e) for e in (*card.top, *card.intervals, *card.random)],
         "neighbours": [{"feature": feature, "cosine": round(cosine, 4)} for feature, cosine in card.neighbours],
     }
+
+
+def labels_json(automatic: str, human: str | None, own: str | None = None) -> dict:
+    """The automatic label, the one that was given by hand and the visitor's own, where there are such."""
+    return {"label": automatic} | {name: label for name, label in (("human_label", human), ("own_label", own)) if label}
 
 
 def metrics_json(bundle: Bundle) -> dict:

@@ -1,29 +1,39 @@
 """Scores and automatic labels of features, from evidence alone (no other model is asked).
 
-Evidence: the top examples (peak token, the tokens before and after it, the document's category), weaker examples drawn at
-random, and the logit lens. Scores lie between 0 and 1:
+Evidence: the top examples (peak token, the tokens before and after it, the word it belongs to, the document's category), weaker
+examples drawn at random, the logit lens, and two findings about all of them together (`meaning`, `topic`). Scores lie between 0 and 1:
 
     token      share of top examples whose peak token is the most common one (case and leading space put aside)
     before     the same for the token before the peak;  after: for the token after it
-    category   share of top examples from the most common category, 0 where it is not at least twice that category's share of the corpus
+    category   share of top examples from the most common category, 0 where it is not at least twice that category's share of the corpus,
+               or where they come from fewer than three documents
     lens       how far the lens stands out from chance: the rank of its top logit (in standard deviations) among random directions
     agreement  share of top examples whose peak or following token is among the lens's ten most promoted tokens
+    meaning    how alike the peak words are in the unembedding: a rank among sets of corpus words (see `meaning`)
+    topic      share of the top examples' documents in which words of one topic stand around the peak (see `topic`)
 
 A label names the first property below that holds in at least `HOLDS` of the top examples; its confidence is the mean of that
-share and the share of the weaker examples for which it holds too.
+share and the share of the weaker examples for which it holds too. Of beginnings, endings and meaning the one that holds in most counts
+as first. Meaning must also score `ALIKE`.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
+
+from sae_explore.meaning import Meaning
+from sae_explore.topic import Topic
 
 HOLDS = 0.6
-KINDS = ("token", "form", "after", "before", "tokens", "lens", "category", "mixed", "dead")
+ALIKE = 0.98
+KINDS = ("token", "tokens", "form", "after", "before", "meaning", "topic", "lens", "category", "mixed", "dead")
+NO_MEANING, NO_TOPIC = Meaning(), Topic()
 _MANY_SPACES = 4  # from so many on, a run of spaces is written as a number
-_FEW = 3  # a list of at most so many tokens can still name a feature
+_FEW = 3  # a list of at most so many tokens can still name a feature; so many documents and different words make a pattern
 
 
 @dataclass(frozen=True)
@@ -34,6 +44,8 @@ class Evidence:
     before: str
     after: str
     category: str
+    word: str = ""  # the whole word that the peak is part of, casefolded; "" if it is none
+    document: int = 0
 
 
 @dataclass(frozen=True)
@@ -55,6 +67,17 @@ class Scores:
     category: float
     lens: float
     agreement: float
+    meaning: float
+    topic: float
+
+
+class _Property(NamedTuple):
+    """Something that a label can name, and how many examples it is true of."""
+
+    text: str
+    kind: str
+    top: float
+    weaker: float | None  # None: there are no weaker examples
 
 
 def normal(token: str) -> str:
@@ -62,7 +85,7 @@ def normal(token: str) -> str:
     return token.strip().casefold() or token
 
 
-# Forms of the peak token, most particular first. The last two are common in any text: they are named only if nothing else holds.
+# Forms of the peak token, most particular first. The last one is common in any text: it is named only if nothing else holds.
 _FORMS: tuple[tuple[str, Callable[[str], bool]], ...] = (
     ("line breaks", lambda t: "\n" in t),
     ("years", lambda t: bool(re.fullmatch(r"\s?(1[0-9]|20)\d\d", t))),
@@ -75,77 +98,120 @@ _FORMS: tuple[tuple[str, Callable[[str], bool]], ...] = (
     ("non-Latin or accented letters", lambda t: any(ord(c) > 0x7F and c.isalpha() for c in t)),
     ("parts of characters", lambda t: bool(re.fullmatch(r"(<0x[0-9A-F]{2}>)+", t))),
     ("capitalised words", lambda t: bool(re.fullmatch(r"\s[A-Z][a-z]+", t))),
-    ("word continuations", lambda t: bool(re.fullmatch(r"[a-z]+", t))),
 )
 
 
-def scores(top: Sequence[Evidence], category_share: dict[str, float], lens_tokens: Sequence[str], lens: float) -> Scores:
+def scores(
+    top: Sequence[Evidence],
+    category_share: dict[str, float],
+    lens_tokens: Sequence[str],
+    lens: float,
+    *,
+    meaning: Meaning = NO_MEANING,
+    topic: Topic = NO_TOPIC,
+) -> Scores:
     """Scores of a live feature. `lens` is already a share (see `lens_score`)."""
     promoted = {normal(t) for t in lens_tokens[:10]}
-    n = max(len(top), 1)
-    agreeing = sum(1 for e in top if {normal(e.peak), normal(e.after)} & promoted)
-    category, share = _mode([e.category for e in top])
+    most = commonest(top)
     return Scores(
-        _mode([normal(e.peak) for e in top])[1],
-        _mode([normal(e.before) for e in top if e.before], n)[1],
-        _mode([normal(e.after) for e in top if e.after], n)[1],
-        share if share >= 2 * category_share.get(category, 0) else 0.0,
+        most["token"][1],
+        most["before"][1],
+        most["after"][1],
+        most["category"][1] if _preferred(top, *most["category"], category_share) else 0.0,
         lens,
-        agreeing / n,
+        _share(top, lambda e: bool({normal(e.peak), normal(e.after)} & promoted)),
+        meaning.score,
+        topic.score,
     )
 
 
+def commonest(top: Sequence[Evidence]) -> dict[str, tuple[str, float]]:
+    """Of the peak `token`, the ones `before` and `after` it and the `category`: the commonest, and its share of the examples."""
+    return {
+        "token": _mode([normal(e.peak) for e in top]),
+        "before": _mode([normal(e.before) for e in top if e.before], len(top)),
+        "after": _mode([normal(e.after) for e in top if e.after], len(top)),
+        "category": _mode([e.category for e in top]),
+    }
+
+
 def label(
-    top: Sequence[Evidence], weaker: Sequence[Evidence], category_share: dict[str, float], lens_tokens: Sequence[str], lens: float
+    top: Sequence[Evidence],
+    weaker: Sequence[Evidence],
+    category_share: dict[str, float],
+    lens_tokens: Sequence[str],
+    lens: float,
+    *,
+    meaning: Meaning = NO_MEANING,
+    topic: Topic = NO_TOPIC,
 ) -> Label:
     """The automatic label of a feature; without examples it is dead."""
     if not top:
         return Label("never fires on this corpus", "dead", 1.0)
-    for text, kind, holds in _candidates(top, category_share, lens_tokens, lens):
-        share = _share(top, holds)
-        if share >= HOLDS:
-            return Label(text, kind, round((share + _share(weaker, holds)) / 2 if weaker else share, 3))
-    commonest = [shown(t) for t, _ in Counter(normal(e.peak) for e in top).most_common(_FEW)]
-    covered = _share(top, lambda e: shown(normal(e.peak)) in commonest)
-    return Label("mixed: " + ", ".join(commonest), "mixed", round(covered / 3, 3))
+    for found in _properties(top, weaker, category_share, lens_tokens, lens, meaning, topic):
+        if found.top >= HOLDS:
+            return Label(found.text, found.kind, round(found.top if found.weaker is None else (found.top + found.weaker) / 2, 3))
+    few = [shown(t) for t, _ in Counter(normal(e.peak) for e in top).most_common(_FEW)]
+    covered = _share(top, lambda e: shown(normal(e.peak)) in few)
+    return Label("mixed: " + ", ".join(few), "mixed", round(covered / 3, 3))
 
 
-def _candidates(top, category_share, lens_tokens, lens):
-    """(text, kind, does it hold for an example?), the most particular property first."""
-    peaks = Counter(normal(e.peak) for e in top)
-    peak = peaks.most_common(1)[0][0]
-    after, after_share = _mode([normal(e.after) for e in top if e.after], len(top))
-    before, before_share = _mode([normal(e.before) for e in top if e.before], len(top))
-    category, category_top = _mode([e.category for e in top])
-    lifted = category_top >= max(HOLDS, 2 * category_share.get(category, 0))
+def _properties(top, weaker, category_share, lens_tokens, lens, meaning: Meaning, topic: Topic) -> Iterator[_Property]:
+    """The most particular one first."""
+
+    def named(text: str, kind: str, holds: Callable[[Evidence], bool]) -> _Property:
+        return _Property(text, kind, _share(top, holds), _share(weaker, holds) if weaker else None)
+
+    peaks, most = Counter(normal(e.peak) for e in top), commonest(top)
+    peak, (before, before_share), (after, after_share) = most["token"][0], most["before"], most["after"]
+    category, category_top = most["category"]
+    lifted = category_top >= HOLDS and _preferred(top, category, category_top, category_share)
     where = f" in {category} texts" if lifted else ""
     phrase = shown(peak)
     if before_share >= 0.8 and before.strip():
         phrase = f"{shown(before)} {phrase}"
     elif after_share >= 0.8 and after.strip():
         phrase = f"{phrase} {shown(after)}"
-    yield phrase + where, "token", lambda e: normal(e.peak) == peak
+    yield named(phrase + where, "token", lambda e: normal(e.peak) == peak)
     few = [t for t, _ in peaks.most_common(_FEW)]
     if len(few) > 1:
-        yield " / ".join(map(shown, few)) + where, "tokens", lambda e: normal(e.peak) in few
-    for name, holds in _FORMS[:-2]:
-        yield name + where, "form", lambda e, holds=holds: holds(e.peak)
+        yield named(" / ".join(map(shown, few)) + where, "tokens", lambda e: normal(e.peak) in few)
+    for name, holds in _FORMS[:-1]:
+        yield named(name + where, "form", lambda e, holds=holds: holds(e.peak))
     if before.strip() or before == "\n":
-        yield f"the word after {shown(before)}" + where, "after", lambda e: normal(e.before) == before
+        yield named(f"the word after {shown(before)}" + where, "after", lambda e: normal(e.before) == before)
     if after.strip():
-        yield f"the word before {shown(after)}" + where, "before", lambda e: normal(e.after) == after
-    stem = _common_start(peaks)
-    if stem:
-        yield f"words that begin with {stem}-" + where, "form", lambda e: normal(e.peak).startswith(stem)
+        yield named(f"the word before {shown(after)}" + where, "before", lambda e: normal(e.after) == after)
+    yield from sorted(_of_words(top, named, where, meaning, bool(weaker)), key=lambda found: -found.top)
+    if topic.words:
+        yield _Property(f"about {', '.join(topic.words)}", "topic", topic.score, topic.weaker if weaker else None)
     promoted = {normal(t) for t in lens_tokens[:10]}
     if lens >= 0.9:
         names = ", ".join(dict.fromkeys(shown(normal(t)) for t in lens_tokens[:6] if t.strip()))
-        yield f"writes {names}", "lens", lambda e: bool({normal(e.peak), normal(e.after)} & promoted)
+        yield named(f"writes {names}", "lens", lambda e: bool({normal(e.peak), normal(e.after)} & promoted))
     if lifted:
         seen = ", ".join(shown(t) for t in few)
-        yield f"{category} texts: {seen}", "category", lambda e: e.category == category
-    for name, holds in _FORMS[-2:]:
-        yield name, "form", lambda e, holds=holds: holds(e.peak)
+        yield named(f"{category} texts: {seen}", "category", lambda e: e.category == category)
+    name, holds = _FORMS[-1]
+    yield named(name, "form", lambda e: holds(e.peak))
+    yield named("word continuations", "form", lambda e: bool(re.fullmatch(r"[a-z]+", e.peak)) and e.before[-1:].isalpha())
+
+
+def _preferred(top: Sequence[Evidence], category: str, share: float, category_share: dict[str, float]) -> bool:
+    """Whether a category is much commoner among the examples than in the corpus, and not because of one or two documents."""
+    return share >= 2 * category_share.get(category, 0) and len({e.document for e in top if e.category == category}) >= _FEW
+
+
+def _of_words(top, named, where: str, meaning: Meaning, any_weaker: bool) -> Iterator[_Property]:
+    """What the peak words have in common: their meaning, how they begin, how they end."""
+    if meaning.score >= ALIKE and meaning.words:
+        text = f"words like {', '.join(meaning.words[:_FEW])}" + where
+        yield _Property(text, "meaning", meaning.top, meaning.weaker if any_weaker else None)
+    words = Counter(e.word for e in top if e.word)
+    if start := _common_part(words, lambda word, size: word[:size]):
+        yield named(f"words that begin with {start}-" + where, "form", lambda e: e.word.startswith(start))
+    if end := _common_part(words, lambda word, size: word[-size:]):
+        yield named(f"words that end in -{end}" + where, "form", lambda e: e.word.endswith(end))
 
 
 def shown(token: str) -> str:
@@ -161,12 +227,12 @@ def lens_score(z_top: float, random_z_top: Sequence[float]) -> float:
     return sum(1 for z in random_z_top if z < z_top) / max(len(random_z_top), 1)
 
 
-def _common_start(peaks: Counter) -> str:
-    words = [w for w in peaks.elements() if w.isalpha()]
-    for size in (5, 4, 3):
-        start, share = _mode([w[:size] for w in words if len(w) >= size])
-        if share * len(words) >= HOLDS * sum(peaks.values()) and len({w for w in words if w.startswith(start)}) > 2:
-            return start
+def _common_part(words: Counter, part: Callable[[str, int], str]) -> str:
+    """The longest beginning (or ending) of 2 to 5 letters that HOLDS of the words share, of three different words at least."""
+    for size in (5, 4, 3, 2):
+        found, share = _mode([part(w, size) for w in words.elements() if len(w) > size], words.total())
+        if share >= HOLDS and len({w for w in words if len(w) > size and part(w, size) == found}) >= _FEW:
+            return found
     return ""
 
 

@@ -16,6 +16,7 @@ from sae_explore.labels import normal
 from sae_explore.strength import band_of
 from sae_explore.terminal import example_line, say, shown_token
 from sae_explore.types import Example
+from sae_explore.wording import label_line
 
 
 def max_activating_examples(bundle: Bundle, feature: int, top: int = 10) -> tuple[Example, ...]:
@@ -65,7 +66,7 @@ def main(argv: list[str]) -> None:
     for card, line in zip(cards, lines, strict=True):
         row = card.row
         band = f"up to {row['max']:.2f}, on average {row['mean']:.2f} ({band_of(row['mean'] / row['max'])})" if row["count"] else "silent"
-        say(f"feature {card.ref.feature}: {row['label']} (confidence {row['confidence']:.2f})", space=True)
+        say(f"feature {card.ref.feature}: {label_line(row)}", space=True)
         say(f"  fires on {row['count']:,} tokens ({row['density']:.3%}), {band}")
         for example in card.top:
             say(" ", example_line(example, maximum=row["max"]))

@@ -17,7 +17,7 @@ DIVERSE = 3  # features that a command shows unless told
 def parser(module: str, description: str) -> argparse.ArgumentParser:
     """Options of a method's command: --bundle, --features, --top, --json, and those of `build`, which train first."""
     found = command_line.Parser(prog=f"python -m sae_explore.{module}", description=description)
-    found.add_argument("--bundle", metavar="NAME", help="default: gpt2, else demo; with build options, the name of the bundle to make")
+    found.add_argument("--bundle", metavar="NAME", help="default: what opens first; with build options, the name of the bundle to make")
     found.add_argument("--features", type=int, nargs="+", metavar="I", help=f"default: {DIVERSE} diverse ones")
     found.add_argument("--top", type=command_line.positive, default=10, metavar="K", help="examples or tokens to list")
     found.add_argument("--json", action="store_true", help="print JSON")

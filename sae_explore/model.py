@@ -1,16 +1,21 @@
 """A Hugging Face causal language model up to a hook point, its tokenizer, and its unembedding.
 
-The trick that serves every architecture: load the checkpoint with a configuration of only as many blocks as the hook needs
-and an identity in place of the final norm. `last_hidden_state` is then the residual stream at the hook, the last block
-included (Hugging Face's own last hidden state is after the final norm). Nothing is hooked, so a model is safe to share.
+The trick that serves every architecture: build the whole model without data, cut its list of blocks after the hook, load the
+files into what is left, and put an identity in place of the final norm. `last_hidden_state` is then the residual stream at the
+hook, the last block included (Hugging Face's own last hidden state is after the final norm). The configuration stays that of
+the whole model, because some blocks depend on its depth (MiniCPM3 scales by it, Gemma 4 counts shared layers from its end).
+Nothing is hooked, so a model is safe to share.
+
+Precision: everything is computed in fp32. fp32 files are used where they lie, memory-mapped; see `stored_weights` for the others.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -19,23 +24,28 @@ import numpy as np
 import torch
 
 from sae_explore.errors import InputError, ModelError
+from sae_explore.memory import FilePages
+from sae_explore.model_structure import blocks_path, checked_norm, path_of, refuse_by_class, refuse_by_config
+from sae_explore.stored_weights import expect_half, half_tensors, settle
 from sae_explore.tokens import Vocabulary, tokenize, vocabulary_of
 from sae_explore.types import HookPoint, TokenizedText
 from sae_explore.windows import Window
 
 log = logging.getLogger(__name__)
 
-# Where each kind of model keeps its blocks and final norm, seen from its base model. Found by structure, checked at load.
-_NORM_NAMES = ("ln_f", "norm", "final_layer_norm", "final_layernorm")
-_BLOCK_NAMES = ("h", "layers")
 # While transformers loads a model it patches torch for the whole process: two at once leave tied weights untied for good.
 _LOADING = threading.Lock()
+# The place of a language model inside one that reads images, too, and of its unembedding.
+_LANGUAGE_MODEL = {
+    r"^(?:model\.)?language_model\.lm_head\.": "lm_head.",
+    r"^(?:model\.)?language_model\.(?:model\.)?": "model.",
+}
 
 
 class Unembedding(NamedTuple):
     """What the logit lens needs: logits = norm(x) * gain (+ bias) @ W_U (+ b_U)."""
 
-    W_U: torch.Tensor  # (vocab, d_model), rows as stored
+    W_U: torch.Tensor  # (vocab, d_model), as stored: memory-mapped, perhaps in half precision
     gain: torch.Tensor  # (d_model,) of the final norm
     centred_norm: bool  # LayerNorm (subtracts the mean) or RMSNorm
 
@@ -56,6 +66,7 @@ class LanguageModel:
     bos_id: int | None
     max_positions: int
     device: torch.device
+    precision: str = "fp32"  # of the files, and how they are read, in words
 
     def tokenize(self, text: str) -> TokenizedText:
         return tokenize(self.tokenizer, self.vocabulary, text)
@@ -104,32 +115,35 @@ def load_model(
     name: str = "",
     revision: str = "",
     device: str = "cpu",
+    weights: str = "auto",
 ) -> LanguageModel:
-    """Load embeddings and blocks 0..L of a local Hugging Face folder, in fp32, memory-mapped where the files are fp32.
+    """Load embeddings, blocks 0..L and the unembedding of a local Hugging Face folder, to be run in fp32.
 
+    `weights`: what to do with half-precision files (`stored_weights.CHOICES`; no choice changes a result).
     Raises ModelError with a reason if the folder or the architecture is not understood, InputError if the layer is not there.
     """
-    from transformers import AutoModelForCausalLM
-
+    shown = name or str(folder)
     config, n_layers = read_config(folder)
     if hook.depth > n_layers or hook.block >= n_layers:
-        raise InputError(f"{name or folder} has {n_layers} blocks (0 to {n_layers - 1}); there is no {hook.name}")
-    config.num_hidden_layers = hook.depth
-    for per_layer in ("layer_types", "no_rope_layers", "attention_layers"):
-        if isinstance(getattr(config, per_layer, None), list):
-            setattr(config, per_layer, getattr(config, per_layer)[: hook.depth])
+        raise InputError(f"{shown} has {n_layers} blocks (0 to {n_layers - 1}); there is no {hook.name}")
+
+    def cut(model: torch.nn.Module, path: str) -> None:
+        parent, _, leaf = path.rpartition(".")
+        setattr(model.get_submodule(parent), leaf, model.get_submodule(path)[: hook.depth])
+
     with _quiet_transformers():
-        model = load_weights(AutoModelForCausalLM, folder, config)
+        model, path = _load_causal(folder, config, n_layers, shown, cut)
+        precision = settle(model, model.get_submodule(path), weights, whole=False)
+        norm_path, norm = checked_norm(model, path, shown)
     base = model.base_model
-    unembedding = _unembedding(model, base, name or str(folder))
-    setattr(base, _find(base, _NORM_NAMES, "final norm"), torch.nn.Identity())
-    blocks = getattr(base, _find(base, _BLOCK_NAMES, "blocks"))
-    if len(blocks) != hook.depth:
-        raise ModelError(f"{name or folder}: asked for {hook.depth} blocks and got {len(blocks)}; its structure is not understood")
-    base.requires_grad_(False).eval().to(device)
+    unembedding = Unembedding(model.get_output_embeddings().weight.detach(), norm.gain, norm.centred)
+    inside = norm_path.removeprefix(f"{path_of(model, base)}.")
+    base.set_submodule(inside, torch.nn.Identity())
+    base.eval().to(device)
+    FilePages(unembedding.W_U).release()
     tokenizer = load_tokenizer(folder)
     return LanguageModel(
-        name=name or str(folder),
+        name=shown,
         revision=revision,
         hook=hook,
         base=base,
@@ -141,23 +155,17 @@ def load_model(
         bos_id=tokenizer.bos_token_id,
         max_positions=int(getattr(config, "max_position_embeddings", 1 << 20)),
         device=torch.device(device),
+        precision=precision,
     )
 
 
-def load_full_model(folder: Path, *, device: str = "cpu") -> torch.nn.Module:
-    """The whole causal LM in fp32, for losses, patching and steering."""
-    from transformers import AutoModelForCausalLM
-
-    config, _ = read_config(folder)
+def load_full_model(folder: Path, *, device: str = "cpu", weights: str = "auto") -> torch.nn.Module:
+    """The whole causal LM, run in fp32, for losses, patching and steering. `weights` as for `load_model`."""
+    config, n_layers = read_config(folder)
     with _quiet_transformers():
-        model = load_weights(AutoModelForCausalLM, folder, config)
-    return model.requires_grad_(False).eval().to(device)
-
-
-def blocks_of(model: torch.nn.Module) -> torch.nn.ModuleList:
-    """The list of transformer blocks of a causal LM or its base model."""
-    base = getattr(model, "base_model", model)
-    return getattr(base, _find(base, _BLOCK_NAMES, "blocks"))
+        model, path = _load_causal(folder, config, n_layers, str(folder), lambda _model, _path: None)
+        settle(model, model.get_submodule(path), weights, whole=True)
+    return model.eval().to(device)
 
 
 def read_config(folder: Path):
@@ -171,24 +179,56 @@ def read_config(folder: Path):
             config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{folder}/config.json is not understood: {_first_line(error)}") from error
+    refuse_by_config(config, str(folder))
+    config = config.get_text_config()  # of models that read images, too: the language model in them
     n_layers = getattr(config, "num_hidden_layers", None)
     if not isinstance(n_layers, int):
         raise ModelError(f"{folder}/config.json does not say how many blocks the model has")
     return config, n_layers
 
 
-def load_weights(auto_class, folder: Path, config):
-    """A model from local files in fp32. ModelError where a file is bad, or lacks weights: transformers would draw those at random."""
-    try:
-        with _LOADING:
-            model, info = auto_class.from_pretrained(
-                folder, config=config, dtype=torch.float32, local_files_only=True, trust_remote_code=False, output_loading_info=True
-            )
-    except Exception as error:  # transformers, safetensors and torch each raise their own kinds for a bad file
-        raise ModelError(f"the model in {folder} could not be loaded: {_first_line(error)}") from error
+def _load_causal(folder: Path, config, n_layers: int, name: str, cut: Callable[[torch.nn.Module, str], None]):
+    """(the causal LM after `cut(model, path of its blocks)`, that path), its parameters as the files hold them.
+
+    ModelError where a file is bad, or lacks weights: transformers would draw those at random.
+    """
+    from transformers import AutoModelForCausalLM
+
+    with _LOADING:
+        try:
+            with torch.device("meta"):
+                skeleton = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
+        except Exception as error:  # transformers raises its own kinds for what it does not know
+            raise ModelError(f"{name} is no causal language model that is understood: {_first_line(error)}") from error
+        refuse_by_class(skeleton, config, name)
+        path, kind = blocks_path(skeleton, n_layers), type(skeleton)
+        dtypes = {_renamed(tensor): dtype for tensor, dtype in half_tensors(folder).items()}
+
+        def __init__(self, config, *args, **options) -> None:
+            kind.__init__(self, config, *args, **options)
+            cut(self, path)
+            expect_half(self, dtypes)
+
+        # Of the same name, by which transformers knows how to read the files of old versions.
+        small = type(kind.__name__, (kind,), {"__init__": __init__, "__module__": kind.__module__})
+        try:
+            model, info = small.from_pretrained(
+                folder, config=config, dtype=torch.float32, key_mapping=_LANGUAGE_MODEL, local_files_only=True, weights_only=True,
+                output_loading_info=True,
+            )  # fmt: skip
+        except Exception as error:  # transformers, safetensors and torch each raise their own kinds for a bad file
+            raise ModelError(f"the model in {folder} could not be loaded: {_first_line(error)}") from error
+    model.__class__ = kind
     if missing := sorted(info["missing_keys"]):
         raise ModelError(f"the files in {folder} lack {len(missing)} of the model's weights ({missing[0]}, ...); download the model again")
-    return model
+    return model, path
+
+
+def _renamed(tensor: str) -> str:
+    """What transformers calls a tensor of a file."""
+    for pattern, name in (_LANGUAGE_MODEL | {r"^embed_out\.": "lm_head."}).items():  # GPT-NeoX's unembedding
+        tensor = re.sub(pattern, name, tensor)
+    return tensor
 
 
 def load_tokenizer(folder: Path):
@@ -202,44 +242,6 @@ def load_tokenizer(folder: Path):
     if not getattr(tokenizer, "is_fast", False):
         raise ModelError(f"the tokenizer in {folder} has no fast version, which exact token texts need")
     return tokenizer
-
-
-def _unembedding(model: torch.nn.Module, base: torch.nn.Module, name: str) -> Unembedding:
-    head = model.get_output_embeddings()
-    if head is None or head.weight.ndim != 2:
-        raise ModelError(f"{name}: no unembedding matrix was found")
-    norm = getattr(base, _find(base, _NORM_NAMES, "final norm"))
-    return Unembedding(head.weight.detach(), *_measured_norm(norm, head.weight.shape[1], name))
-
-
-@torch.inference_mode()
-def _measured_norm(norm: torch.nn.Module, d_model: int, name: str) -> tuple[torch.Tensor, bool]:
-    """(gain, whether it centres) of a final norm, from what it does to random rows.
-
-    Measured, because families store it in different ways: Gemma's, Nemotron's and Qwen3-Next's weights are the gain less 1,
-    Gemma 4's are not, OLMo has none, Cohere's norm centres without being an `nn.LayerNorm`.
-    """
-    rows = 1e3 * torch.randn(32, d_model, generator=torch.Generator().manual_seed(0))  # large: the norm's eps does not show
-    out = norm(rows) - norm(torch.zeros(1, d_model))  # the norm of zeros is its bias
-    tolerance = 1e-3 * float(out.abs().max())
-    shifted = norm(rows + 1e3) - norm(torch.zeros(1, d_model))
-    centred = float((shifted - out).abs().max()) < tolerance
-    unit = rows - rows.mean(-1, keepdim=True) if centred else rows
-    unit = unit / unit.square().mean(-1, keepdim=True).sqrt()
-    gain = (out * unit).sum(0) / unit.square().sum(0)
-    if float((unit * gain - out).abs().max()) > tolerance:
-        raise ModelError(f"{name}: its final norm, {type(norm).__name__}, is neither a LayerNorm nor an RMSNorm; the logit lens needs one")
-    return gain.clone(), centred
-
-
-def _find(base: torch.nn.Module, names: Sequence[str], what: str) -> str:
-    for name in names:
-        if hasattr(base, name):
-            return name
-    raise ModelError(
-        f"{type(base).__name__} is not understood: no {what} under the names {', '.join(names)}; "
-        "models of GPT-2's, Llama's, GPT-NeoX's, Gemma's and Qwen's kind are"
-    )
 
 
 def _autocast(device: torch.device, dtype: torch.dtype | None):

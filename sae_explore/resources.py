@@ -1,29 +1,39 @@
 """What all visitors share: open bundles, loaded models, traces of texts. The only place with `st.cache_*`.
 
-A bundle is known by (name, version), the version being its manifest's modification time, so that a rebuilt bundle is opened
-anew. Models load in a background thread of their own; pages look at the job's progress and never wait for another visitor's.
+A bundle is known by (name, version), the version coming from the modification times of its manifest and of what was checked by
+hand, so that a rebuilt bundle is opened anew. Models load in a background thread of their own; pages look at the job's progress and
+never wait for another visitor's.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
+import time
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 import streamlit as st
+from streamlit.runtime.scriptrunner import get_script_run_ctx
 
-from sae_explore import bundle_files
-from sae_explore.browse import feature_frame
+from sae_explore import bundle_files, curated, default_bundle, public_mode, shared_bundles
+from sae_explore.browse import feature_frame, with_own_labels
 from sae_explore.bundle import Bundle
 from sae_explore.diverse import clarity, diverse_features
-from sae_explore.errors import ExploreError
-from sae_explore.showcase import Pick, pick_documents
+from sae_explore.edits import Attribution, Edit, Effect
+from sae_explore.errors import ExploreError, ModelError
+from sae_explore.notes import sae_of
+from sae_explore.notes_store import FileStore
+from sae_explore.quality import StoreQuality, store_quality
+from sae_explore.showcase import Pick, Start, openings, starts, worth_of_features
+from sae_explore.tokens import MAX_TEXT_TOKENS
 from sae_explore.types import FeatureCard, TextTrace
 
 log = logging.getLogger(__name__)
-
-PREFERRED = ("gpt2", "demo")  # which bundle opens first
+_STEP = 0.25  # seconds between two looks at a job that is waited for
 
 
 def cache_folder() -> Path:
@@ -31,15 +41,51 @@ def cache_folder() -> Path:
 
 
 def bundle_names() -> list[str]:
-    """Bundles that are there now, the product's own model first."""
-    names = bundle_files.bundle_names(cache_folder())
-    return sorted(names, key=lambda n: (PREFERRED.index(n) if n in PREFERRED else len(PREFERRED), n))
+    """Bundles that are there now, the one that opens first in front."""
+    return default_bundle.ordered_names(cache_folder())
+
+
+def builds_allowed() -> bool:
+    """Whether bundles may be built from the pages: not where the app is shown to the public."""
+    return public_mode.allows("build")
+
+
+def _visitor() -> public_mode.Visitor | None:
+    """Who is served by this thread: nobody, if it draws no page."""
+    if get_script_run_ctx(suppress_warning=True) is None:
+        return None
+    headers = {name.lower(): value for name, value in st.context.headers.to_dict().items()}
+    address = st.context.ip_address
+    if not isinstance(address, str | None):  # AppTest, which has no connection, answers with a mock
+        return public_mode.Visitor("127.0.0.1", {"host": "localhost"}, st.session_state)
+    behind_socket = str(st.get_option("server.address") or "").startswith("unix:")
+    if address is None and headers and not behind_socket:  # how Streamlit says that it is a loopback address; without headers it has gone
+        address = "127.0.0.1"
+    return public_mode.Visitor(address, headers, st.session_state)
+
+
+public_mode.watch(_visitor)
+
+
+@st.cache_resource(max_entries=2, show_spinner=False)
+def _shared_bundles(wanted: str, cache: Path) -> shared_bundles.SharedBundles:
+    return shared_bundles.SharedBundles(wanted, cache)
+
+
+def shared_bundles_job() -> shared_bundles.SharedBundles | None:
+    """The job that fetches the bundles which SAE_EXPLORE_BUNDLES names; None where it names none."""
+    wanted = shared_bundles.wanted()
+    return _shared_bundles(wanted, cache_folder()) if wanted else None
 
 
 def version_of(name: str) -> int:
-    """Changes when the bundle is rebuilt."""
+    """Changes when the bundle is rebuilt, and when what was checked by hand is edited."""
+    return sum(_modified(cache_folder() / name / file) for file in (bundle_files.MANIFEST, curated.FILE))
+
+
+def _modified(path: Path) -> int:
     try:
-        return (cache_folder() / name / bundle_files.MANIFEST).stat().st_mtime_ns
+        return path.stat().st_mtime_ns
     except OSError:
         return 0
 
@@ -61,7 +107,8 @@ def _card(name: str, version: int, feature: int, top: int, convention: str) -> F
 
 def get_card(bundle: Bundle, feature: int, *, top: int = 10, convention: str | None = None) -> FeatureCard:
     """Everything about a feature; InputError if the bundle has none of this number."""
-    return _card(bundle.name, version_of(bundle.name), bundle.check_feature(feature), top, convention or bundle.lens_default)
+    card = _card(bundle.name, version_of(bundle.name), bundle.check_feature(feature), top, convention or bundle.lens_default)
+    return replace(card, row=bundle.row(feature)) if feature in bundle.own_labels else card
 
 
 @st.cache_resource(max_entries=4, show_spinner=False)
@@ -71,7 +118,23 @@ def _frame(name: str, version: int) -> pd.DataFrame:
 
 def get_frame(bundle: Bundle) -> pd.DataFrame:
     """The table of all features (see `browse`), shared: not to be changed."""
-    return _frame(bundle.name, version_of(bundle.name))
+    frame = _frame(bundle.name, version_of(bundle.name))
+    return with_own_labels(frame, bundle.own_labels) if bundle.own_labels else frame
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def _quality(name: str, version: int) -> StoreQuality:
+    return store_quality(_bundle(name, version))
+
+
+def get_quality(bundle: Bundle) -> StoreQuality:
+    """What the store and the decoder say about the SAE (see `quality`), shared: not to be changed."""
+    return _quality(bundle.name, version_of(bundle.name))
+
+
+def notes_file(bundle: Bundle) -> FileStore:
+    """Where the notes of this machine's owner are kept."""
+    return FileStore(cache_folder(), bundle.name, sae=sae_of(bundle.manifest), d_sae=bundle.d_sae)
 
 
 @st.cache_data(max_entries=64, show_spinner=False)
@@ -87,12 +150,32 @@ def get_diverse(bundle: Bundle, n: int) -> list[int]:
 
 @st.cache_data(max_entries=8, show_spinner=False)
 def _picks(name: str, version: int) -> list[tuple]:
-    return [tuple(pick) for pick in pick_documents(_bundle(name, version))]
+    return [tuple(pick) for pick in openings(_bundle(name, version))]
 
 
 def get_picks(bundle: Bundle) -> list[Pick]:
     """Stored texts worth showing first, the best one in front."""
     return [Pick(*pick) for pick in _picks(bundle.name, version_of(bundle.name))]
+
+
+@st.cache_data(max_entries=8, show_spinner=False)
+def _starts(name: str, version: int) -> list[tuple]:
+    return [tuple(start) for start in starts(_bundle(name, version))]
+
+
+def get_starts(bundle: Bundle) -> list[Start]:
+    """Features to begin with, theme by theme."""
+    return [Start(*start) for start in _starts(bundle.name, version_of(bundle.name))]
+
+
+@st.cache_data(max_entries=8, show_spinner=False)
+def _worth(name: str, version: int) -> np.ndarray:
+    return worth_of_features(_bundle(name, version))
+
+
+def get_worth(bundle: Bundle) -> np.ndarray:
+    """(d_sae,) how much each feature says where it fires strongly (see `showcase`)."""
+    return _worth(bundle.name, version_of(bundle.name))
 
 
 # ---- models ------------------------------------------------------------------------------------------------------------
@@ -130,17 +213,35 @@ class TracerJob:
     def _run(self) -> None:
         try:
             self.text = "loading PyTorch"
-            from sae_explore.tracer import Tracer
-
-            self.tracer = Tracer.load(self._bundle, report=self._report, load=_shared_model)
+            self.tracer = self._load()
         except ExploreError as error:
             self.error = str(error)
         except Exception as error:  # a thread's last resort: the page shows a sentence, the log the traceback
             log.exception("loading the model of %s failed", self._bundle.name)
             self.error = f"the model could not be loaded ({type(error).__name__}); the server's log says more"
 
+    def _load(self):
+        from sae_explore.tracer import Tracer
+
+        return Tracer.load(self._bundle, report=self._report, load=_shared_model)
+
     def _report(self, text: str, share: float | None) -> None:
         self.text, self.share = text, share
+
+
+class LabJob(TracerJob):
+    """Loads the blocks above the hook as well, once, for all sessions: what changing features needs. `tracer` is then a `Lab`."""
+
+    def _load(self):
+        from sae_explore.interventions import Lab
+
+        first = tracer_job(self._bundle)
+        first.start()
+        while not first.wait(_STEP):
+            self._report(first.text, first.share)
+        if first.tracer is None:
+            raise ModelError(first.error or "the work was interrupted")
+        return Lab.load(self._bundle, first.tracer, report=self._report, load=_shared_full)
 
 
 _model_lock = threading.Lock()
@@ -170,6 +271,29 @@ def tracer_job(bundle: Bundle) -> TracerJob:
     return _job(bundle.name, version_of(bundle.name))
 
 
+@st.cache_resource(max_entries=2, show_spinner=False)
+def _full(folder: Path):
+    from sae_explore.model import load_full_model
+
+    return load_full_model(folder)
+
+
+def _shared_full(folder: Path):
+    """The whole model, for all bundles and sessions."""
+    with _model_lock:
+        return _full(folder)
+
+
+@st.cache_resource(max_entries=2, show_spinner=False)
+def _lab_job(name: str, version: int) -> LabJob:
+    return LabJob(name, version)
+
+
+def lab_job(bundle: Bundle) -> LabJob:
+    """The job that loads this bundle's model in full; `start()` it to change features in it."""
+    return _lab_job(bundle.name, version_of(bundle.name))
+
+
 def warm(bundle: Bundle) -> None:
     """Load the model in the background if it is on this machine already."""
     from sae_explore.model_sources import is_local
@@ -186,7 +310,8 @@ def warm(bundle: Bundle) -> None:
 
 @st.cache_data(max_entries=128, show_spinner=False)
 def _trace(name: str, version: int, text: str) -> TextTrace:
-    return _job(name, version).tracer.trace(text)
+    public_mode.spend()
+    return _job(name, version).tracer.trace(text, max_tokens=public_mode.max_text_tokens(MAX_TEXT_TOKENS))
 
 
 def get_trace(bundle: Bundle, text: str) -> TextTrace:
@@ -202,3 +327,60 @@ def _document_trace(name: str, version: int, document: int) -> TextTrace:
 def get_document_trace(bundle: Bundle, document: int) -> TextTrace:
     """A stored document, as if its text had been pasted; needs no model."""
     return _document_trace(bundle.name, version_of(bundle.name), document)
+
+
+# ---- features changed inside the model ---------------------------------------------------------------------------------
+
+
+class Piece(NamedTuple):
+    """Tokens start..stop of a text: what is read, and changed, at once."""
+
+    text: str
+    start: int
+    stop: int
+
+
+def get_lab(bundle: Bundle):
+    """The `Lab` that `lab_job` has loaded; ModelError if other models have taken its place since."""
+    if (lab := lab_job(bundle).tracer) is None:
+        raise ModelError("the model is not in memory any more; open the page again to load it")
+    return lab
+
+
+@st.cache_resource(max_entries=32, show_spinner=False)
+def _reading(name: str, version: int, piece: Piece, _lab):
+    public_mode.spend()
+    return _lab.read(*piece)
+
+
+def get_reading(bundle: Bundle, piece: Piece):
+    """The piece up to the hook (an `interventions.Reading`), shared: not to be changed."""
+    return _reading(bundle.name, version_of(bundle.name), piece, get_lab(bundle))
+
+
+@st.cache_data(max_entries=64, show_spinner=False)
+def _effect(name: str, version: int, piece: Piece, edits: tuple[Edit, ...], _lab) -> tuple[Effect, float]:
+    public_mode.spend()
+    started = time.perf_counter()
+    effect = _lab.effect(_reading(name, version, piece, _lab), edits)
+    return effect, time.perf_counter() - started
+
+
+def get_effect(bundle: Bundle, piece: Piece, edits: tuple[Edit, ...]) -> tuple[Effect, float]:
+    """(what the edits do to the predictions, the seconds that it took)."""
+    return _effect(bundle.name, version_of(bundle.name), piece, edits, get_lab(bundle))
+
+
+@st.cache_data(max_entries=64, show_spinner=False)
+def _attribution(name: str, version: int, piece: Piece, position: int, foil: int | None, _lab) -> tuple[Attribution, float]:
+    from sae_explore.attribution import attribute
+
+    public_mode.spend(2)
+    started = time.perf_counter()
+    found = attribute(_lab, _reading(name, version, piece, _lab), position, foil=foil)
+    return found, time.perf_counter() - started
+
+
+def get_attribution(bundle: Bundle, piece: Piece, position: int, *, foil: int | None = None) -> tuple[Attribution, float]:
+    """(which features support the prediction made at a position, the seconds that it took)."""
+    return _attribution(bundle.name, version_of(bundle.name), piece, position, foil, get_lab(bundle))

@@ -26,6 +26,7 @@ ARCHITECTURES = ("topk", "standard", "jumprelu", "batchtopk", "gated")
 NORMALISATIONS = ("none", "layer_norm", "constant_norm")
 _LAYER_NORM_EPS = 1e-5  # outside the root, as in openai/sparse_autoencoder and SAELens
 _CHUNK_ELEMENTS = 1 << 24  # pre-activations held at once: 64 MB in fp32
+_FINITE_AT_ONCE = 1 << 20  # values checked at once: checking a whole matrix would take as much memory again
 
 
 class SparseActs(NamedTuple):
@@ -37,7 +38,7 @@ class SparseActs(NamedTuple):
 
 
 class InputInfo(NamedTuple):
-    """What decode needs to return to the units of the input, a row a token: x = (x' * scale) + shift."""
+    """What decode needs to return to the units of the input, a row a token: x_hat = (x_hat' * scale) + shift."""
 
     shift: torch.Tensor | None  # (n, 1)
     scale: torch.Tensor | None  # (n, 1)
@@ -50,7 +51,7 @@ class Sae:
     spec: SaeSpec
     W_enc: torch.Tensor  # (d_in, d_sae)
     b_enc: torch.Tensor  # (d_sae,); b_gate of a gated SAE
-    W_dec: torch.Tensor  # (d_sae, d_in)
+    W_dec: torch.Tensor  # (d_sae, d_in); may stay in half precision where it is only decoded with
     b_dec: torch.Tensor  # (d_in,)
     threshold: torch.Tensor | None = None  # (d_sae,) of jumprelu and batchtopk
     r_mag: torch.Tensor | None = None  # (d_sae,) of gated
@@ -76,7 +77,7 @@ class Sae:
                 raise SaeError(f"the SAE has no {name}, which a {spec.architecture} SAE needs")
             if tuple(tensor.shape) != shape:
                 raise SaeError(f"{name} has shape {tuple(tensor.shape)}, expected {shape} (d_in {d}, d_sae {m})")
-            if not torch.isfinite(tensor).all():
+            if not all(torch.isfinite(part).all() for part in tensor.reshape(-1).split(_FINITE_AT_ONCE)):
                 raise SaeError(f"{name} holds values that are not finite")
         return self
 
@@ -101,8 +102,8 @@ class Sae:
         if self.spec.normalise == "layer_norm":
             shift = x.mean(-1, keepdim=True)
             x = x - shift
-            scale = x.std(-1, keepdim=True) + _LAYER_NORM_EPS  # unbiased
-            return x / scale, InputInfo(shift, scale)
+            std = x.std(-1, keepdim=True)  # unbiased
+            return x / (std + _LAYER_NORM_EPS), InputInfo(shift, std)
         if self.spec.normalise == "constant_norm":
             scale = x.norm(dim=-1, keepdim=True).clamp_min(1e-12) / self.spec.d_in**0.5
             return x / scale, InputInfo(None, scale)
@@ -151,7 +152,11 @@ class Sae:
         if not len(acts.features):
             out = self.b_dec.expand(len(acts.offsets) - 1, -1).clone()
         else:
-            out = F.embedding_bag(acts.features, self.W_dec, acts.offsets[:-1], mode="sum", per_sample_weights=acts.values)
+            features, W_dec = acts.features, self.W_dec
+            if W_dec.dtype != acts.values.dtype:  # kept as stored, in half precision: the rows at hand are converted, exactly
+                wanted, features = torch.unique(features, return_inverse=True)
+                W_dec = W_dec[wanted].to(acts.values.dtype)
+            out = F.embedding_bag(features, W_dec, acts.offsets[:-1], mode="sum", per_sample_weights=acts.values)
             out = out + self.b_dec
         if info.scale is not None:
             out = out * info.scale
@@ -177,6 +182,14 @@ class Sae:
         if self.threshold is not None:
             changes["threshold"] = self.threshold * norms
         return replace(self, spec=replace(self.spec, decoder_norms_folded=True), **changes)
+
+    def scale_input(self, factor: float) -> Sae:
+        """The SAE that does to x what this one does to x * factor, its output divided by it again: a constant scale, folded exactly.
+
+        Activations and thresholds keep their units.
+        """
+        changes = {"W_enc": self.W_enc * factor, "W_dec": self.W_dec / factor, "b_dec": self.b_dec / factor}
+        return replace(self, **changes)
 
 
 def topk_rows(pre: torch.Tensor, k: int, *, group: int = 32) -> tuple[torch.Tensor, torch.Tensor]:

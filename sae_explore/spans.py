@@ -33,16 +33,31 @@ STYLE = """
 .sx .by { font-family: monospace; font-size: .8em; color: rgba(128,128,128,.95); }
 .sx .pk { box-shadow: inset 0 -2px 0 rgb(194,80,10); font-weight: 600; }
 .sx .cut { color: rgba(128,128,128,.7); }
+.sx.prose { white-space: pre-wrap; font-size: 1.02rem; }
+.sx .given { color: rgba(128,128,128,1); }
 .sx.ex { display: grid; grid-template-columns: 3.6rem minmax(0,1fr); column-gap: .8rem; row-gap: .1rem; margin: 0; }
 .sx.ex .v { text-align: right; font-variant-numeric: tabular-nums; color: rgba(128,128,128,.95); padding: .32rem 0; font-size: .85rem; }
 .sx.ex .x { padding: .32rem 0; border-bottom: 1px solid rgba(128,128,128,.16); min-width: 0; }
 .sx.ex .c { color: rgba(128,128,128,.95); font-size: .78rem; margin-left: .5rem; white-space: nowrap; }
 .sx .chip { display: inline-block; border: 1px solid rgba(128,128,128,.35); border-radius: 4px; padding: 0 .35rem; margin: 0 .3rem .3rem 0;
             font-family: monospace; font-size: .82rem; line-height: 1.6; white-space: pre; }
+.sx.sc { display: grid; grid-template-columns: max-content minmax(2rem, 4.5rem) 2.2rem minmax(0, 1fr); column-gap: .6rem; row-gap: .2rem;
+         align-items: center; font-size: .88rem; line-height: 1.5; }
+.sx.sc .bar { height: .5rem; border-radius: 3px; background: rgba(128,128,128,.22); }
+.sx.sc .bar i { display: block; height: 100%; border-radius: 3px; background: rgb(217,89,13); }
+.sx.sc .n { text-align: right; font-variant-numeric: tabular-nums; }
+.sx.sc .w { color: rgba(128,128,128,1); overflow-wrap: anywhere; }
+.sx.sc .s { cursor: help; }
 .sx.legend { font-size: .82rem; }
 .sx .key { display: inline-block; margin-right: .9rem; }
 .sx .key .note { color: rgba(128,128,128,.95); margin-left: .35rem; }
 .sx .band { border-radius: 3px; padding: .1rem .4rem; }
+.sx.facts { display: grid; grid-template-columns: minmax(7rem, auto) minmax(0,1fr); line-height: 1.45; }
+.sx.facts > div { padding: .5rem 0; border-bottom: 1px solid rgba(128,128,128,.16); }
+.sx.facts .n { padding-right: 1.2rem; font-size: 1.15rem; font-weight: 600; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
+.sx.facts .h { font-weight: 600; }
+.sx.facts .d { font-size: .92rem; }
+.sx.facts .m { font-size: .82rem; color: rgba(128,128,128,1); }
 """ + colours(".sx ")
 
 
@@ -178,9 +193,42 @@ def examples_html(examples: Iterable[Example], maximum: float, *, feature: int, 
     return f'<div class="sx ex">{"".join(rows)}</div>'
 
 
+def prose_html(given: str, written: str) -> str:
+    """A beginning, and what was written after it, as running text."""
+    return f'<div class="sx prose"><span class="given">{escape(_seen(given))}</span>{escape(_seen(written))}</div>'
+
+
+def _seen(text: str) -> str:
+    """Line breaks and tabs as they are; other characters that cannot be seen, or that turn the direction of writing, as their numbers."""
+    return _UNSEEN.sub(lambda m: m[0] if m[0] in "\n\t" else f"U+{ord(m[0]):04X}", text)
+
+
 def chips_html(tokens: Iterable[str]) -> str:
     """Tokens as small boxes, for lens lists in running text."""
     return '<div class="sx">' + "".join(f'<span class="chip">{escape(dotted(t))}</span>' for t in tokens) + "</div>"
+
+
+def facts_html(rows: Iterable[tuple[str, str, str, str]]) -> str:
+    """Figures with what they are: (name, value, definition in a sentence, measured on)."""
+    parts = [
+        f'<div class="n">{escape(value)}</div><div><div class="h">{escape(name)}</div><div class="d">{escape(said)}</div>'
+        f'<div class="m">{escape(on)}</div></div>'
+        for name, value, said, on in rows
+    ]
+    return f'<div class="sx facts">{"".join(parts)}</div>'
+
+
+def scores_html(rows: Iterable[tuple[str, str, float | None, str]]) -> str:
+    """Scores between 0 and 1 as bars: (name, its definition for the tooltip, value or None, words about it)."""
+    parts = []
+    for name, explained, value, words in rows:
+        bar = f'<i style="width: {100 * value:.0f}%"></i>' if value is not None else ""
+        number = f"{value:.2f}" if value is not None else "–"
+        parts.append(
+            f'<div class="s" title="{escape(explained)}">{escape(name)}</div><div class="bar">{bar}</div>'
+            f'<div class="n">{number}</div><div class="w">{escape(plain(words))}</div>'
+        )
+    return f'<div class="sx sc">{"".join(parts)}</div>'
 
 
 def bands_html() -> str:

@@ -6,34 +6,19 @@ model shared by many visitors is never altered and calls need no lock.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
 
 from sae_explore.errors import ModelError
-from sae_explore.model import blocks_of
+from sae_explore.model_structure import StandIn, blocks_of, blocks_path, with_modules
 from sae_explore.types import HookPoint
 
 Edit = Callable[[torch.Tensor], torch.Tensor]
 
 
-class _StandIn(nn.Module):
-    """Stands in a block's place; what a model reads off its blocks (their kind of attention) comes from the block itself."""
-
-    def __init__(self, block: nn.Module):
-        super().__init__()
-        self.block = block
-
-    def __getattr__(self, name: str):
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(super().__getattr__("block"), name)
-
-
-class _Skip(_StandIn):
+class _Skip(StandIn):
     """In place of a block below the hook, where its result is replaced anyway. Answers in the shape that its kind answers in."""
 
     def __init__(self, block: nn.Module, in_tuple: bool):
@@ -44,7 +29,7 @@ class _Skip(_StandIn):
         return (hidden_states, None) if self.in_tuple else hidden_states
 
 
-class _Edited(_StandIn):
+class _Edited(StandIn):
     """A block whose input or output goes through `edit`."""
 
     def __init__(self, block: nn.Module, edit: Edit, before: bool):
@@ -62,7 +47,7 @@ class _Seen(Exception):
     """Ends a probing run as soon as the first block has answered."""
 
 
-class _Probe(_StandIn):
+class _Probe(StandIn):
     def forward(self, hidden_states: torch.Tensor, *args, **kwargs):
         raise _Seen(isinstance(self.block(hidden_states, *args, **kwargs), tuple))
 
@@ -70,12 +55,12 @@ class _Probe(_StandIn):
 def with_edit(model: nn.Module, hook: HookPoint, edit: Edit, *, skip_below: bool = False) -> nn.Module:
     """A view of a causal LM in which `edit` maps the residual (batch, tokens, d_model) at the hook to a new one.
 
-    With `skip_below` the blocks below the hook do nothing: right only if `edit` ignores its argument.
+    With `skip_below` the blocks below the hook do nothing where nothing else needs them: right only if `edit` ignores its argument.
     """
     blocks = list(blocks_of(model))
     if not 0 <= hook.block < len(blocks):
         raise ModelError(f"the model has {len(blocks)} blocks; there is no {hook.name}")
-    if skip_below:
+    if skip_below and not getattr(model.config, "num_kv_shared_layers", None):  # Gemma 4: late blocks read keys and values of early ones
         in_tuple = _answers_in_tuple(model, blocks)
         blocks[: hook.depth] = [_Skip(block, in_tuple) for block in blocks[: hook.depth]]
     blocks[hook.block] = _Edited(blocks[hook.block], edit, before=hook.site == "pre")
@@ -84,11 +69,7 @@ def with_edit(model: nn.Module, hook: HookPoint, edit: Edit, *, skip_below: bool
 
 def _with_blocks(model: nn.Module, blocks: Sequence[nn.Module]) -> nn.Module:
     """A copy of the model object that shares everything with it but the list of blocks."""
-    old, old_base, new = blocks_of(model), model.base_model, nn.ModuleList(blocks)
-    base, view = copy.copy(old_base), copy.copy(model)
-    base._modules = {name: new if module is old else module for name, module in base._modules.items()}
-    view._modules = {name: base if module is old_base else module for name, module in view._modules.items()}
-    return view
+    return with_modules(model, {blocks_path(model): nn.ModuleList(blocks)})
 
 
 def _answers_in_tuple(model: nn.Module, blocks: Sequence[nn.Module]) -> bool:

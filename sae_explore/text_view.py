@@ -13,10 +13,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sae_explore import public_mode
 from sae_explore.bundle import Bundle
 from sae_explore.errors import InputError
 from sae_explore.tokens import check_text
 from sae_explore.types import TextTrace
+from sae_explore.wording import CHECKED, OWN
 
 RANKINGS = ("share", "max", "sum")
 MAX_TEXT_CHARS = 40_000  # refused before anything reads it; the limit in tokens is the tracer's
@@ -37,8 +39,9 @@ def scale_of(bundle: Bundle) -> Scale:
 
 def check_own_text(text: str) -> str:
     """The text itself; InputError in one sentence for one that need not be tokenised to be refused."""
-    if len(text) > MAX_TEXT_CHARS:
-        raise InputError(f"the text has {len(text):,} characters, the limit here is {MAX_TEXT_CHARS:,}; paste a shorter piece")
+    limit = public_mode.max_text_chars(MAX_TEXT_CHARS)
+    if len(text) > limit:
+        raise InputError(f"the text has {len(text):,} characters, the limit here is {limit:,}; paste a shorter piece")
     if not text.strip():
         raise InputError("the text is empty; type or paste something to read")
     check_text(text)
@@ -135,8 +138,13 @@ def _low_if_nan(values: np.ndarray) -> np.ndarray:
 
 
 def labels_of(bundle: Bundle, features: np.ndarray) -> list[str]:
-    """Automatic labels of features, in their order."""
-    return bundle.features["label"].take(features).to_pylist()
+    """Labels of features in their order: a person's with its mark, else the automatic one."""
+    features, human, own = np.asarray(features, np.int64), bundle.human_labels, bundle.own_labels
+    automatic = bundle.features["label"].take(features).to_pylist()
+    return [
+        f"{own[f]} {OWN}" if f in own else f"{human[f]} {CHECKED}" if f in human else label
+        for f, label in zip(features.tolist(), automatic, strict=True)
+    ]
 
 
 def ranked_csv(trace: TextTrace, bundle: Bundle, *, by: str = "share") -> str:
@@ -144,14 +152,15 @@ def ranked_csv(trace: TextTrace, bundle: Bundle, *, by: str = "share") -> str:
     scale = scale_of(bundle)
     rows = ranked(trace, scale, by=by, dense=True)
     out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["feature", "label", "share_of_max", "max", "sum", "tokens", "peak_position", "peak_token", "dense"])
-    for i, label in enumerate(labels_of(bundle, rows.feature)):
+    writer = csv.writer(out, lineterminator="\r\n")  # as RFC 4180 has it; a token that is a lone \r is quoted only so
+    writer.writerow(["feature", "label", "human_label", "share_of_max", "max", "sum", "tokens", "peak_position", "peak_token", "dense"])
+    for i, label in enumerate(bundle.features["label"].take(rows.feature).to_pylist()):
         feature, position = int(rows.feature[i]), int(rows.position[i])
         writer.writerow(
             [
                 feature,
                 label,
+                bundle.human_labels.get(feature, ""),
                 f"{rows.share[i]:.4f}",
                 f"{rows.max[i]:.4f}",
                 f"{rows.sum[i]:.4f}",

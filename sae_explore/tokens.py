@@ -93,6 +93,12 @@ def tokenize(tokenizer, vocabulary: Vocabulary, text: str) -> TokenizedText:
     check_text(text)
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     ids = np.asarray(encoded["input_ids"], np.int32)
+    if len(ids) and int(ids.max()) >= len(vocabulary):
+        start, stop = encoded["offset_mapping"][int(ids.argmax())]
+        raise InputError(
+            f"the tokenizer makes token {ids.max()} of {text[start:stop][:40]!r}, but the model knows {len(vocabulary):,} tokens only; "
+            "the two do not belong together"
+        )
     pieces = tuple(vocabulary.bytes_of(i) for i in ids)
     ends = _ends_by_bytes(text, pieces)
     if ends is None:

@@ -6,13 +6,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+from safetensors import safe_open
+
 from sae_explore.bundle import SAE_FOLDER, Bundle
 from sae_explore.encoding import trace_text
 from sae_explore.errors import BundleError
+from sae_explore.memory import FilePages, trim
 from sae_explore.model import LanguageModel, load_model
 from sae_explore.model_sources import ModelSource, Report, resolve_model
 from sae_explore.sae import Sae
-from sae_explore.sae_formats import load_sae
+from sae_explore.sae_formats import WEIGHTS_FILE, load_sae
 from sae_explore.tokens import MAX_TEXT_TOKENS
 from sae_explore.types import HookPoint, SaeSpec, TextTrace
 
@@ -20,6 +24,20 @@ from sae_explore.types import HookPoint, SaeSpec, TextTrace
 def bundle_sae(folder: Path, spec: dict) -> Sae:
     """The SAE in a bundle's `sae/` with the full specification of its manifest (SAELens's format cannot say everything)."""
     return replace(load_sae(folder, fold=False), spec=SaeSpec(**{**spec, "notes": tuple(spec.get("notes", ()))}))
+
+
+def with_mapped_decoder(sae: Sae, folder: Path) -> Sae:
+    """The SAE with the decoder on disk, out of memory until it is asked for: reading texts needs the encoder only.
+
+    A half-precision decoder stays as stored; `Sae.decode` converts the rows that it uses, which is exact.
+    """
+    with safe_open(folder / WEIGHTS_FILE, framework="pt") as file:
+        W_dec = file.get_tensor("W_dec")
+    some = slice(None, None, max(1, len(W_dec) // 8))
+    if W_dec.dtype == torch.float16 and torch.equal(W_dec[some].float(), sae.W_dec[some]):
+        sae = replace(sae, W_dec=W_dec)
+    FilePages(sae.W_dec).release()
+    return sae
 
 
 def bundle_model(bundle: Bundle, *, report: Report | None = None) -> ModelSource:
@@ -55,7 +73,9 @@ class Tracer:
         """
         manifest, source = bundle.manifest, bundle_model(bundle, report=report)
         model = load(source.folder, hook=HookPoint.parse(bundle.hook), name=source.spec, revision=source.revision)
-        sae = bundle_sae(bundle.files / SAE_FOLDER, manifest["sae"])
+        folder = bundle.files / SAE_FOLDER
+        sae = with_mapped_decoder(bundle_sae(folder, manifest["sae"]), folder)
+        trim()
         return cls(bundle.name, bundle.units, manifest["context"], manifest["bos"], manifest["median_norm"], model, sae)
 
     def trace(self, text: str, *, max_tokens: int = MAX_TEXT_TOKENS) -> TextTrace:

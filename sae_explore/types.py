@@ -48,7 +48,8 @@ class SaeSpec:
 
     encode: x' = normalise(x - mean(x) if center_input else x); pre = (x' - b_dec if apply_b_dec_to_input else x') W_enc + b_enc;
     then the family's selection. Constant input scales and SAELens's `rescale_acts_by_decoder_norm` are folded into the weights
-    by the loader, exactly, and noted.
+    by the loader, exactly, and noted. What the files of a foreign SAE leave open (hook "", context 0, prepend_bos None) is settled
+    when a bundle is built from it.
     """
 
     architecture: str  # topk | standard | jumprelu | batchtopk | gated
@@ -58,13 +59,14 @@ class SaeSpec:
     hook: str = "blocks.6.hook_resid_post"
     model: str = ""  # the model it was trained on, as its config says
     context: int = 128
-    prepend_bos: bool = True
+    prepend_bos: bool | None = True
     apply_b_dec_to_input: bool = True
     center_input: bool = False  # subtract the mean over d_in (models with center_writing_weights)
     normalise: str = "none"  # none | layer_norm | constant_norm, undone by decode
     decoder_norms_folded: bool = False  # decoder rows made unit norm, activations scaled to compensate
     source: str = ""  # where it came from: Hub id, folder, or "trained here"
-    format: str = "saelens"
+    revision: str = ""  # the commit, of an SAE from the Hub
+    format: str = "saelens"  # as it was read
     notes: tuple[str, ...] = ()
 
 

@@ -12,6 +12,8 @@ KIND_WORDS = {
     "form": "a form of word or sign",
     "after": "what stands before",
     "before": "what comes next",
+    "meaning": "words alike in meaning",
+    "topic": "what the text is about",
     "lens": "what it writes",
     "category": "kind of text",
     "mixed": "no clear pattern",
@@ -20,6 +22,37 @@ KIND_WORDS = {
 """What a label of each kind names (see `labels`)."""
 
 _SURE = ((0.8, "clear"), (0.5, "fairly clear"), (0.25, "rough"), (0.0, "unclear"))
+
+
+CHECKED = "✓"
+CHECKED_HELP = f"{CHECKED} marks a label that a person gave after reading the feature's strong and weak examples."
+OWN = "✎"
+OWN_HELP = f"{OWN} marks a label of your own."
+
+
+def shown_label(row: dict) -> str:
+    """The label of a feature's row with the mark of who gave it."""
+    mark = OWN if row["own_label"] else CHECKED if row["human_label"] else ""
+    return f"{row['label']} {mark}".rstrip()
+
+
+def mark_help(row: dict) -> str | None:
+    """What the mark means, if there is one."""
+    return OWN_HELP if row["own_label"] else CHECKED_HELP if row["human_label"] else None
+
+
+def label_origin(row: dict) -> str:
+    """Where the label of a feature's row comes from, and how sure the automatic one is."""
+    sure = f"{confidence_words(row['confidence'])} ({row['confidence']:.2f})"
+    if row.get("own_label"):
+        return f"your own label; automatic: “{row['automatic_label']}”, {sure}"
+    return f"label checked by hand; automatic: “{row['automatic_label']}”, {sure}" if row["human_label"] else f"automatic label, {sure}"
+
+
+def label_line(row: dict) -> str:
+    """The label of a feature's row with its confidence, for one line of text."""
+    automatic = f"{row['automatic_label']} (confidence {row['confidence']:.2f})"
+    return f"{row['label']} (checked by hand; automatic: {automatic})" if row["human_label"] else automatic
 
 
 def confidence_words(confidence: float) -> str:
@@ -53,3 +86,8 @@ def band_range(low: float, high: float) -> str:
 def count_of(n: int, singular: str, plural: str | None = None) -> str:
     """`1 token`, `2,000 tokens`."""
     return f"{n:,} {singular if n == 1 else plural or singular + 's'}"
+
+
+def sentence(text: str) -> str:
+    """An error's words as a sentence: a capital in front, a full stop at the end."""
+    return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")

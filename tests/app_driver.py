@@ -26,6 +26,12 @@ def run(at) -> AppTest:
     return at
 
 
+def address(at: AppTest) -> dict[str, str]:
+    """The query parameters of the page's address."""
+    found = {key: at.query_params[key] for key in at.query_params}
+    return {key: value if isinstance(value, str) else value[-1] for key, value in found.items()}
+
+
 def figure(at: AppTest, alt: str):
     """The chart whose description begins so."""
     found = [chart.proto.spec for chart in at.get("plotly_chart") if chart.proto.alt.startswith(alt)]

@@ -2,8 +2,8 @@
 
 Serves `folder/models/[USER/]REPO/...` and `folder/datasets/[USER/]REPO/...` as public repositories with one commit, `main`.
 Speaks what `huggingface_hub`, `transformers` and `datasets` ask for: repository info, trees, paths-info, and files with
-HEAD, GET, ranges and ETags; errors in the Hub's own form. The clients read HF_ENDPOINT when they are imported, so tests
-start a new Python with `server.environment(home)`.
+HEAD, GET, ranges and ETags; new repositories and commits (`hub_uploads`); errors in the Hub's own form. The clients read
+HF_ENDPOINT when they are imported, so tests start a new Python with `server.environment(home)`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import hub_uploads
 import yaml
 
 _DATE = "2024-01-01T00:00:00.000Z"
@@ -35,6 +36,9 @@ class HubServer:
     status:   answer every request with this status, if not 0
     log:      (method, path with query) of every request
     sent:     bytes of files sent so far
+    token:    what a writer must show; readers need it for what is `private`
+    writable: whether that token may write
+    commits:  (repository, message) of every commit
     """
 
     def __init__(self, folder: Path):
@@ -44,6 +48,9 @@ class HubServer:
         self.status = 0
         self.sent = 0
         self.log: list[tuple[str, str]] = []
+        self.token, self.writable = "hf_of_the_tests", True
+        self.private: set[str] = set()
+        self.commits: list[tuple[str, str]] = []
         self._closing = threading.Event()
         self._server = _Server(("127.0.0.1", 0), _Handler)
         self._server.hub = self
@@ -69,8 +76,10 @@ class HubServer:
         kept = {name: value for name, value in os.environ.items() if not name.lower().startswith(dropped)}
         return {**kept, "HF_ENDPOINT": self.url, "HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_XET": "1"}
 
-    def wait(self) -> None:
+    def wait(self) -> bool:
+        """Whether to answer at all."""
         self._closing.wait(self.delay)
+        return not (self.delay == 0 and self._closing.is_set())
 
     def repository(self, kind: str, repo: str) -> Path | None:
         """Folder of a repository. A name without a user is one only if it holds files, else it is a user's folder."""
@@ -101,15 +110,37 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer()
 
     def do_POST(self) -> None:
-        self._answer(self.rfile.read(int(self.headers.get("Content-Length") or 0)))
+        self._answer(self._body())
+
+    def do_PUT(self) -> None:
+        self._answer(self._body())
+
+    def _body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        pieces = []
+        while size := int(self.rfile.readline(), 16):
+            pieces.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(pieces)
 
     def _answer(self, body: bytes = b"") -> None:
         hub = self.server.hub
         hub.log.append((self.command, self.path))
-        hub.wait()
+        if not hub.wait():
+            self.close_connection = True
+            return
         address = urlsplit(self.path)
+        shown = self.headers.get("Authorization", "").removeprefix("Bearer ")
         if hub.status or ".." in Path(unquote(address.path)).parts:
             self._json({"error": "refused"}, hub.status or 400)
+        elif shown and shown != hub.token:
+            self._error(401, "", "Invalid credentials in Authorization header")
+        elif not shown and any(f"/{repo}/" in f"{unquote(address.path)}/" for repo in hub.private):
+            self._error(401, "RepoNotFound", "Repository not found")
+        elif self._upload(address.path, body, may_write=hub.writable and shown == hub.token):
+            pass
         elif match := _API.fullmatch(address.path):
             folder = hub.repository(match["kind"], unquote(match["repo"]))
             self._api(folder, match["kind"], unquote(match["repo"]), match["verb"], match["rest"] or "", parse_qs(address.query), body)
@@ -117,6 +148,17 @@ class _Handler(BaseHTTPRequestHandler):
             self._file(hub.repository("datasets" if match["kind"] else "models", unquote(match["repo"])), match["rest"])
         else:
             self._json({"endpoint": "hub"} if address.path == "/" else {"error": "Not Found"}, 200 if address.path == "/" else 404)
+
+    def _upload(self, path: str, body: bytes, *, may_write: bool) -> bool:
+        """Answer what writes; whether it did."""
+        try:
+            found = hub_uploads.answer(self.server.hub, self.command, path, body, may_write=may_write, commit_of=_commit)
+        except hub_uploads.Refused as refusal:
+            self._error(*refusal.args)
+            return True
+        if found is not None:
+            self._json(found)
+        return found is not None
 
     def _api(self, folder: Path | None, kind: str, repo: str, verb: str | None, rest: str, query: dict, body: bytes) -> None:
         if folder is None:
@@ -129,13 +171,13 @@ class _Handler(BaseHTTPRequestHandler):
             if not root.is_dir():
                 return self._error(404, "EntryNotFound", "Entry not found")
             found = root.rglob("*") if query.get("recursive", [""])[0].lower() in ("true", "1") else root.iterdir()
-            self._json([_entry(folder, p) for p in sorted(found)])
+            self._json([_entry(folder, p) for p in sorted(found) if p.name != ".commit"])
         elif verb == "paths-info":
             is_json = "json" in self.headers.get("Content-Type", "")
             paths = json.loads(body)["paths"] if is_json else parse_qs(body.decode()).get("paths", [])
             self._json([_entry(folder, folder / p) for p in paths if (folder / p).exists()])
         else:
-            self._json(_info(folder, kind, repo))
+            self._json(_info(folder, kind, repo) | {"private": repo in self.server.hub.private})
         return None
 
     def _file(self, folder: Path | None, rest: str) -> None:
@@ -201,11 +243,13 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.rglob("*") if p.is_file())
+    return sorted(p for p in folder.rglob("*") if p.is_file() and p.name != ".commit")
 
 
 def _commit(folder: Path) -> str:
-    """A commit hash that changes with any file of the repository."""
+    """The hash in a file `.commit`, for repositories that stand for published ones, else one that changes with any file."""
+    if (folder / ".commit").is_file():
+        return (folder / ".commit").read_text().strip()
     names = "\n".join(f"{p.relative_to(folder).as_posix()} {_blob_id(p)}" for p in _files(folder))
     return hashlib.sha1(names.encode()).hexdigest()
 

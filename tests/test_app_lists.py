@@ -1,13 +1,19 @@
 """The pages Browse, Lens and About, compared with brute force on the bundle."""
 
+import json
+import shutil
+
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from app_driver import figure, numbers, open_page, run, select_row, texts_of, unescaped, values_of
 from streamlit.testing.v1 import AppTest
 
 from sae_explore import about, browse, lens, spans
 from sae_explore.bundle import Bundle, open_bundle
+from sae_explore.bundle_files import sha256_of
 from sae_explore.diverse import clarity
+from sae_explore.scores import SCORES, score_lines
 from sae_explore.views.lens_page import parse_numbers
 from sae_explore.wording import KIND_WORDS
 
@@ -23,6 +29,20 @@ def tiny(app_cache) -> Bundle:
 @pytest.fixture
 def planted(app_cache) -> Bundle:
     return open_bundle("planted")
+
+
+@pytest.fixture
+def old_scores(app_cache) -> Bundle:
+    """A bundle as it was built before two of the scores existed."""
+    folder = shutil.copytree(app_cache / "tiny", app_cache / "old")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    path = folder / manifest["folder"] / "features.parquet"
+    pq.write_table(pq.read_table(path).drop_columns(["score_meaning", "score_topic", "meaning_words", "topic_words"]), path)
+    manifest["files"]["features.parquet"] = {"size": path.stat().st_size, "sha256": sha256_of(path)}
+    manifest.pop("checksum", None)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    yield open_bundle("old")
+    shutil.rmtree(folder)
 
 
 # ---- Browse ------------------------------------------------------------------------------------------------------------
@@ -93,6 +113,47 @@ def test_filters_by_brute_force(planted):
     assert order[0] == browse.start_feature(frame) == np.nanargmax(clarity(planted.features, 0.1))
     assert not np.isfinite(clarity(planted.features, 0.1)[order[-sum(r["count"] == 0 for r in rows) :]]).any()
     assert browse.ordered(frame, np.ones(64, bool), query="9")[0] == 9
+
+
+def test_scores_are_columns_by_choice_and_filters(tiny):
+    at = open_page("browse")
+    assert not [c for c in at.dataframe[0].value if c.startswith("score_")]
+    assert len(at.slider) == 1  # of the confidence
+    at = run(at.button_group(key="browse_columns").set_value(["score_token", "lens"]))
+    frame = at.dataframe[0].value
+    for feature, value in zip(frame["feature"], frame["score_token"], strict=True):
+        assert value == pytest.approx(tiny.row(feature)["score_token"])
+    least = float(np.quantile(frame["score_token"], 0.7).round(1))
+    at = run(at.slider(key="browse_score_token").set_value(least))
+    scores = tiny.features["score_token"].to_numpy()
+    shown = shown_features(at)
+    assert 0 < len(shown) < len(frame)
+    assert sorted(shown) == [f for f in sorted(frame["feature"]) if scores[f] >= np.float32(least)]
+    assert sorted(shown_features(run(at.button_group(key="browse_columns").set_value([])))) == sorted(frame["feature"])
+
+
+def test_every_score_filters_by_brute_force(planted):
+    frame = browse.feature_frame(planted)
+    for name in SCORES:
+        values = planted.features[f"score_{name}"].to_numpy()
+        least = float(np.sort(values)[len(values) // 2])
+        mask = browse.kept(frame, browse.Filter(hide_dead=False, dense_above=None, scores=((name, least), ("token", 0.1))))
+        expected = (values >= np.float32(least)) & (planted.features["score_token"].to_numpy() >= np.float32(0.1))
+        assert mask.tolist() == expected.tolist()
+        assert mask.any()
+
+
+def test_a_bundle_without_a_score_opens_and_says_so(old_scores):
+    at = run(open_page("browse", "old").button_group(key="browse_columns").set_value(["score_meaning", "score_token"]))
+    frame = at.dataframe[0].value
+    assert frame["score_meaning"].isna().all()
+    assert frame["score_token"].notna().all()
+    assert "Not in this bundle" in texts_of(at)
+    assert [s.key for s in at.slider if s.key.startswith("browse_score")] == ["browse_score_token"]
+    assert all(line.value is None for line in score_lines(old_scores, 5) if line.name in ("meaning", "topic"))
+    assert all(line.value is not None for line in score_lines(old_scores, 5) if line.name not in ("meaning", "topic"))
+    shown = open_page("feature", "old", feature="5")
+    assert "built before this score existed" in texts_of(shown)
 
 
 def test_selecting_a_row_shows_its_feature(tiny):
@@ -174,18 +235,10 @@ def test_numbers_of_features_in_a_text():
 def test_about_shows_the_figures_of_the_manifest(tiny):
     at = open_page("about")
     metrics = tiny.manifest["metrics"]
-    table = at.table[0].value
-    shown = {name: unescaped(value) for name, value in zip(map(unescaped, table.index), table["Value"], strict=True)}
-    assert shown["Explained variance"] == f"{metrics['explained_variance']:.3f}"
-    assert shown["L0"] == f"{metrics['l0']:.1f} of 64"
-    assert shown["Loss with the SAE"] == f"{metrics['ce_sae']:.3f}"
-    assert shown["Increase of the loss"] == f"{metrics['ce_sae'] - metrics['ce_clean']:+.3f}"
-    recovered = (metrics["ce_zero"] - metrics["ce_sae"]) / (metrics["ce_zero"] - metrics["ce_clean"])
-    assert shown["Recovered, against zero"] == f"{100 * recovered:.1f} %"
-    by_category = at.dataframe[0].value.set_index("Category")
-    assert by_category.loc["arts", "Increase"] == pytest.approx(
-        metrics["by_category"]["arts"]["ce_sae"] - metrics["by_category"]["arts"]["ce_clean"]
-    )
+    said = texts_of(at)
+    assert f"Explained variance **{metrics['explained_variance']:.3f}** on {metrics['tokens_eval']:,} tokens" in said
+    assert f"**{metrics['ce_sae'] - metrics['ce_clean']:+.3f}** nats" in said
+    assert "quality" in str([link.proto for link in at.get("page_link")])
     assert at.success
     l0 = len(tiny.store.token_features) / tiny.manifest["features"]["counted_tokens"]
     assert f"**{l0:.1f}** are active" in texts_of(at)
@@ -209,10 +262,3 @@ def test_the_mixed_example_is_mixed_and_live(tiny):
         r["confidence"] for r in map(tiny.row, range(64)) if r["label_kind"] == "mixed" and r["density"] <= 0.1 and r["count"] >= 10
     )
     assert about.mixed_feature(frame[frame["kind"] != "mixed"], 0.1) is None
-
-
-def test_figures_that_are_missing_are_said_to_be_missing(tiny):
-    manifest = {**tiny.manifest, "metrics": {**tiny.manifest["metrics"], "ce_recovered": float("nan"), "explained_variance_train": None}}
-    rows = {row[0]: row[1] for row in about.figure_rows(manifest)}
-    assert rows["Recovered, against zero"] == "not defined"
-    assert rows["Explained variance, in-sample"] == "not measured"

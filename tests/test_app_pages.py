@@ -1,7 +1,8 @@
 """All pages but Text open, whatever a bundle's strings are; the page Feature compared with brute force on the bundle."""
 
 import re
-from html import unescape
+from collections import Counter
+from html import escape, unescape
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from app_driver import figure, numbers, open_page, run, select_row, texts_of, va
 
 from sae_explore import lens, resources, spans
 from sae_explore.bundle import Bundle, open_bundle
+from sae_explore.scores import SCORES
 from sae_explore.tracer import Tracer
 
 pytest_plugins = ["bundle_fixtures"]
@@ -27,7 +29,7 @@ def planted(app_cache) -> Bundle:
 
 
 @pytest.mark.parametrize("bundle", ["tiny", "planted"])
-@pytest.mark.parametrize("page", ["feature", "browse", "lens", "about"])
+@pytest.mark.parametrize("page", ["feature", "browse", "lens", "lists", "quality", "about"])
 def test_pages_open_without_a_model(app_cache, page, bundle):
     at = open_page(page, bundle)
     assert at.title[0].value
@@ -54,6 +56,20 @@ def test_facts_and_histogram_by_brute_force(tiny):
     edges = np.linspace(0, values.max(), 41)
     counts = [int(((values > a) & (values <= b)).sum()) for a, b in zip(edges[:-1], [*edges[1:-1], np.inf], strict=True)]
     assert numbers(drawn.data[0].y) == counts
+
+
+def test_scores_and_what_they_are_about(tiny):
+    feature = 5
+    row, at = tiny.row(feature), open_page("feature", feature="5")
+    block = next(h.proto.body for h in at.get("html") if 'class="sx sc"' in h.proto.body)
+    numbers_shown = re.findall(r'<div class="n">([\d.–]+)</div>', block)
+    assert numbers_shown == [f"{row[f'score_{name}']:.2f}" for name in SCORES]
+    tops = tiny.top_examples(feature, 20)
+    peak, count = Counter(e.tokens[e.peak - e.start].strip().casefold() for e in tops).most_common(1)[0]
+    assert f"{count / len(tops):.2f}" == numbers_shown[list(SCORES).index("token")]
+    assert f'<div class="w">{escape(peak)}</div>' in block
+    assert all(score.explained in texts_of(at) for score in SCORES.values())
+    assert "built before" not in texts_of(at)
 
 
 def test_categories_by_brute_force(tiny):
@@ -252,7 +268,7 @@ def hostile(app_cache, monkeypatch):
     monkeypatch.setattr("sae_explore.tokens.Vocabulary.text_of", lambda self, token_id: HOSTILE)
 
 
-@pytest.mark.parametrize("page", ["feature", "browse", "lens", "about"])
+@pytest.mark.parametrize("page", ["feature", "browse", "lens", "lists", "quality", "about"])
 def test_no_string_from_outside_becomes_markup(hostile, page):
     at = open_page(page, feature="5")
     if page == "browse":

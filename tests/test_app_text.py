@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from app_driver import address
 from streamlit.testing.v1 import AppTest
 
 from sae_explore import resources, spans, text_view, wording
@@ -42,15 +43,15 @@ def run(at: AppTest) -> AppTest:
     return at
 
 
-def address(at: AppTest) -> dict[str, str]:
-    found = {key: at.query_params[key] for key in at.query_params}
-    return {key: value if isinstance(value, str) else value[-1] for key, value in found.items()}
-
-
 def picker(at: AppTest) -> dict:
     """What the page hands to the component that draws the tokens."""
-    (component,) = at.get("bidi_component")
-    return json.loads(component.proto.json)
+    (found,) = [data for component in at.get("bidi_component") if "tips" in (data := json.loads(component.proto.json))]
+    return found
+
+
+def colour_by(at: AppTest, option: str) -> AppTest:
+    """Choose a feature's number, or `all`: each token's strongest."""
+    return run(at.button_group(key="_colour").set_value(option))
 
 
 def shown_text(at: AppTest) -> str:
@@ -71,10 +72,14 @@ def words(at: AppTest) -> str:
 # ---- which text ----
 
 
-def test_a_first_visit_shows_the_best_stored_text_under_the_bare_address(tiny):
+def test_a_first_visit_shows_the_best_stored_text_and_its_feature_under_the_bare_address(tiny):
     at = open_page(bundle="tiny")
     pick = resources.get_picks(tiny)[0]
     trace = tiny.document_trace(pick.document)
+    column = trace.rows.column(pick.features[0])
+    assert column.max() >= tiny.maxima[pick.features[0]] / 2
+    assert picker(at)["steps"] == [spans.step_of(float(v), float(tiny.maxima[pick.features[0]])) for v in column]
+    assert at.button_group(key="_colour").value == str(pick.features[0])
     assert picker(at)["tokens"] == [
         [list(p) for p in spans.pieces(t, b)] for t, b in zip(trace.tokens.texts, trace.tokens.bytes, strict=True)
     ]
@@ -85,6 +90,10 @@ def test_a_first_visit_shows_the_best_stored_text_under_the_bare_address(tiny):
     bare = open_page()  # the first bundle there is: its own text needs no address
     assert address(bare) == {}
     assert len(picker(bare)["tokens"])
+    everything = colour_by(bare, "all")
+    assert "feature" not in everything.session_state
+    assert address(everything).keys() == {"bundle", "doc"}
+    assert picker(open_page(**address(everything)))["steps"] == picker(everything)["steps"]
 
 
 def test_a_first_visit_needs_no_torch(tiny_cache):
@@ -106,7 +115,7 @@ def test_an_example_is_a_click_and_stays_in_the_address(tiny):
     pills = at.button_group(key="_example")
     assert pills.options[2] == spans.md(pick.title)
     run(pills.set_value(pick.id))
-    assert address(at) == {"bundle": "tiny", "doc": pick.id}
+    assert address(at) == {"bundle": "tiny", "feature": str(pick.features[0]), "doc": pick.id}
     again = open_page(**address(at))
     assert picker(again) == picker(at)
     assert again.button_group(key="_example").value == pick.id
@@ -167,7 +176,7 @@ def test_too_many_tokens_are_refused_with_the_limit(tiny):
     at = analyse(open_page(bundle="tiny"), "é ☃ " * 3_000)
     (error,) = at.error
     assert f"the limit here is {MAX_TEXT_TOKENS:,}" in error.value.replace("\\", "")
-    assert not at.get("bidi_component")
+    assert not [c for c in at.get("bidi_component") if "tips" in json.loads(c.proto.json)]
 
 
 def test_a_model_that_cannot_be_had_is_said_and_can_be_tried_again(tiny, monkeypatch):
@@ -196,7 +205,7 @@ def test_a_link_to_what_is_not_there_is_explained(tiny):
     assert any("no/such" in w for w in said)
     assert any("there is no feature 999999" in w for w in said)
     assert at.dataframe
-    assert address(at).get("feature") is None
+    assert address(at) == {}  # what a first visit shows
     assert not run(at).warning
 
 
@@ -238,7 +247,8 @@ def test_the_table_equals_brute_force(tiny, by, dense):
             hidden += 1
             continue
         peak = int(column.argmax())
-        expected.append({"feature": feature, "label": spans.plain(tiny.label(feature)), "share": 100 * column.max() / tiny.maxima[feature],
+        expected.append({"feature": feature, "label": spans.plain(tiny.label(feature)),
+                         "confidence": tiny.row(feature)["confidence"], "share": 100 * column.max() / tiny.maxima[feature],
                          "max": column.max(), "sum": column.sum(), "tokens": int((column > 0).sum()),
                          "peak": spans.dotted(trace.tokens.texts[peak], trace.tokens.bytes[peak])})  # fmt: skip
     expected.sort(key=lambda row: (-row[by], -row["max"], row["feature"]))
@@ -246,7 +256,7 @@ def test_the_table_equals_brute_force(tiny, by, dense):
     assert list(table.columns) == list(expected[0])
     for name in ("feature", "label", "tokens", "peak"):
         assert table[name].tolist() == [row[name] for row in expected]
-    for name in ("share", "max", "sum"):
+    for name in ("confidence", "share", "max", "sum"):
         np.testing.assert_allclose(table[name], [row[name] for row in expected], rtol=1e-5)
     assert at.toggle(key="_dense").label == ("Show dense features" if dense else f"Show dense features ({hidden} hidden)")
     assert f"{wording.count_of(len(expected), 'feature')} of 64" in shown_text(at)
@@ -255,7 +265,7 @@ def test_the_table_equals_brute_force(tiny, by, dense):
 def test_tokens_are_coloured_by_their_strongest_feature(tiny):
     trace = tiny.document_trace(resources.get_picks(tiny)[0].document)
     densities, limit = tiny.features["density"].to_pylist(), tiny.manifest["features"]["dense_above"]
-    drawn = picker(open_page(bundle="tiny"))
+    drawn = picker(colour_by(open_page(bundle="tiny"), "all"))
     for i in range(len(trace.tokens)):
         features, values = trace.rows.row(i)
         best = max((v / tiny.maxima[f] for f, v in zip(features, values, strict=True) if densities[f] <= limit), default=0)
@@ -283,17 +293,16 @@ def test_a_chosen_feature_recolours_the_text_and_opens_its_card(tiny):
     assert spans.md(tiny.label(feature)) in [s.value for s in at.subheader]
     (link,) = [p for p in at.get("page_link") if "this feature" in p.proto.label]
     assert f"feature={feature}" in str(link.proto)
-    (clear,) = [b for b in at.button if b.label == "Clear"]
-    run(clear.click())
+    colour_by(at, "all")
     assert "feature" not in at.session_state
     assert "feature" not in address(at)
 
 
 def test_a_feature_that_is_silent_here_is_said_to_be(tiny):
     at = open_page(bundle="planted", feature="0")  # it never fires
-    assert "Feature 0 is silent on this text" in words(at)
+    assert "Feature 0 is **silent** on this text" in words(at)
     assert "On this text: **silent**" in words(at)
-    assert picker(at)["steps"] == picker(open_page(bundle="planted"))["steps"]
+    assert picker(at)["steps"] == picker(colour_by(open_page(bundle="planted"), "all"))["steps"]
     assert 0 not in at.dataframe[0].value["feature"].tolist()
 
 
@@ -353,6 +362,7 @@ def test_hostile_text_reaches_markdown_only_escaped(tiny):
         at.session_state["_token"] = (digest, position)
         run(at)
         for element in (*at.markdown, *at.caption, *at.subheader):
-            assert not re.search(r"(?<!\\)[`$<]|(?<!\\)\]\(", element.value.replace("**", "")), element.value
+            said = element.value.replace("**", "").replace("](#start-with-a-feature)", "")  # the page's own link
+            assert not re.search(r"(?<!\\)[`$<]|(?<!\\)\]\(", said), said
         for element in at.get("html"):
             assert not re.search(r"<(?!/?(div|span|style)\b)", element.proto.body)

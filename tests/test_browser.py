@@ -95,6 +95,28 @@ def test_a_visitor_reads_a_text_clicks_a_feature_and_opens_its_link_in_a_new_tab
     assert other.get_by_role("heading", level=1).first.inner_text() == heading
 
 
+def test_a_visitor_starts_with_a_feature(address, context):
+    page = context.new_page()
+    page.goto(f"{address}/?bundle=tiny")
+    first = page.locator(".list .row").first
+    first.wait_for()
+    settled(page)
+    number = first.locator(".name a").get_attribute("href").split("feature=")[1]
+    text = first.locator(".example").get_attribute("href").split("doc=")[1]
+
+    page.get_by_role("link", name="start with a feature").click()
+    first.locator(".example").click()
+    page.wait_for_url(f"**/?*feature={number}&doc={text}")
+    settled(page)
+    assert page.locator(".run .a10").count()  # its strongest example is on the page, in the deepest colour
+    assert page.evaluate("document.querySelector('[data-testid=stMain]').scrollTop") == 0
+
+    first.locator(".name a").click()
+    page.wait_for_url(f"**/feature?*feature={number}")
+    page.get_by_role("heading", name=f"Feature {number}").wait_for()
+    settled(page)
+
+
 def test_the_link_of_a_text_opens_the_same_view_for_another_visitor(address, browser, context):
     page = context.new_page()
     page.goto(f"{address}/?bundle=tiny")
@@ -122,7 +144,7 @@ def test_hostile_text_stays_text(address, context):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("path", ["", "feature", "browse", "lens", "about"])
+@pytest.mark.parametrize("path", ["", "feature", "browse", "lens", "lists", "quality", "about"])
 def test_no_page_is_wider_than_a_phone(address, browser, path, scheme):
     visitor = browser.new_context(viewport={"width": 420, "height": 900}, color_scheme=scheme)
     page = visitor.new_page()

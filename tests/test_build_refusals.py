@@ -45,7 +45,8 @@ def corpus(tmp_path_factory, corpus_texts):
         ({"texts": ("nowhere.txt",)}, "there is no file 'nowhere.txt'"),
         ({"name": "../x"}, "is no bundle name"),
         ({"model": "/nowhere/model"}, "there is no model folder"),
-        ({"sae": "/nowhere/sae"}, "/nowhere/sae is no SAE folder"),
+        ({"sae": "/nowhere/sae"}, "there is no SAE folder '/nowhere/sae'"),
+        ({"sae": "no sae:at all"}, "SAE 'no sae:at all' is not understood; give a Hub id"),
     ],
 )
 def test_what_cannot_be_built_is_told_in_a_sentence(gpt2_folder, corpus, tmp_path, change, message):

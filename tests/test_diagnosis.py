@@ -20,6 +20,7 @@ GOOD = {
 def test_nothing_is_said_where_all_is_well():
     assert warnings_for(**GOOD) == []
     assert warnings_for(**GOOD | {"tokens_train": None, "k": None, "l0": 80.0}) == []
+    assert warnings_for(**GOOD | {"l0": 47.0, "architecture": "batchtopk", "d_in": 768}) == []
 
 
 @pytest.mark.parametrize(
@@ -34,6 +35,8 @@ def test_nothing_is_said_where_all_is_well():
         ({"kinds": {"mixed": 700}}, ("71% of the live features show no clear pattern", "smaller --k", "later layer")),
         ({"explained_variance": float("nan")}, ("explained variance could not be measured", "give more texts")),
         ({"l0": 32.1}, ("32.1 latents are active on a token, more than k = 32",)),
+        ({"l0": 49.0, "architecture": "batchtopk"}, ("49.0 latents are active on a token, more than k = 32",)),
+        ({"l0": 769.0, "k": None, "architecture": "standard", "d_in": 768}, ("769 latents", "(768)", "this standard SAE", "TopK")),
     ],
 )
 def test_each_trouble_is_said_with_its_figures(change, parts):

@@ -2,22 +2,27 @@
 
 import pytest
 
-from sae_explore.labels import HOLDS, KINDS, Evidence, Label, Scores, label, lens_score, normal, scores, shown
+from sae_explore.labels import HOLDS, KINDS, Evidence, Label, Scores, commonest, label, lens_score, normal, scores, shown
+from sae_explore.meaning import Meaning
+from sae_explore.topic import Topic
 
 EVEN = {"news": 0.25, "code": 0.25, "food": 0.25, "law": 0.25}
 
 
 def evidence(peaks, before=" x{}", after=" y{}", category=None) -> list[Evidence]:
-    """An example for each peak; neighbours differ from example to example unless said otherwise, categories go round."""
-    names = list(EVEN)
-    return [Evidence(p, before.format(i), after.format(i), category or names[i % 4]) for i, p in enumerate(peaks)]
+    """An example for each peak, each in a document of its own; neighbours differ unless said otherwise, categories go round."""
+    names, words = list(EVEN), [p.strip().casefold() for p in peaks]
+    return [
+        Evidence(p, before.format(i), after.format(i), category or names[i % 4], word if word.isalpha() else "", i)
+        for i, (p, word) in enumerate(zip(peaks, words, strict=True))
+    ]
 
 
 WORDS = [" river", " seven", " blue", " tax", " Run", " cat", " of", " ment", " up", " then"]  # nothing in common
 
 
-def named(top, weaker=(), lens_tokens=(), lens=0.0, share=EVEN) -> tuple[str, str]:
-    found = label(top, weaker, share, lens_tokens, lens)
+def named(top, weaker=(), lens_tokens=(), lens=0.0, share=EVEN, **findings) -> tuple[str, str]:
+    found = label(top, weaker, share, lens_tokens, lens, **findings)
     assert found.kind in KINDS
     assert 0 <= found.confidence <= 1
     return found.text, found.kind
@@ -47,7 +52,10 @@ def named(top, weaker=(), lens_tokens=(), lens=0.0, share=EVEN) -> tuple[str, st
         (evidence([" nation", " national", " nations", " nationally", " native", " nationals"]), ("words that begin with natio-", "form")),
         (evidence(WORDS, category="law"), ("law texts: river, seven, blue", "category")),
         (evidence([" Anna", " Rome", " Bob", " Paris", " Ivan", " Oslo"]), ("capitalised words", "form")),
-        (evidence(["ing", "tion", "s", "ly", "ment", "er"]), ("word continuations", "form")),
+        (evidence(["ing", "tion", "s", "ly", "ment", "er"], before="{0}x"), ("word continuations", "form")),
+        (evidence(["from", "int", "if", "return", "while", "case"], before="{0}\n"), ("mixed: from, int, if", "mixed")),  # on new lines
+        (evidence([" grin", " grit", " granny", " grudge", " grey", " sun"]), ("words that begin with gr-", "form")),
+        (evidence([" being", " moving", " sailing", " baking", " running", " sun"]), ("words that end in -ing", "form")),
         (evidence(WORDS), ("mixed: river, seven, blue", "mixed")),
     ],
     ids=lambda v: v[0] if isinstance(v[0], str) else "",
@@ -93,21 +101,58 @@ def test_a_category_counts_only_where_it_is_twice_as_common_as_in_the_corpus():
 
 def test_scores_worked_by_hand():
     top = [
-        Evidence(" cat", " the", " sat", "news"),
-        Evidence("Cat", " The", " ran", "news"),
-        Evidence(" dog", "", " sat", "news"),  # at the document's beginning
-        Evidence(" fox", " a", "", "code"),  # at its end
+        Evidence(" cat", " the", " sat", "news", document=1),
+        Evidence("Cat", " The", " ran", "news", document=2),
+        Evidence(" dog", "", " sat", "news", document=3),  # at the document's beginning
+        Evidence(" fox", " a", "", "code", document=4),  # at its end
     ]
-    found = scores(top, EVEN, [" SAT", "x", " fox"], 0.7)
-    assert found == Scores(token=0.5, before=0.5, after=0.5, category=0.75, lens=0.7, agreement=0.75)
-    assert scores([], EVEN, [], 0.0) == Scores(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+    found = scores(top, EVEN, [" SAT", "x", " fox"], 0.7, meaning=Meaning(0.9), topic=Topic(0.3))
+    assert found == Scores(token=0.5, before=0.5, after=0.5, category=0.75, lens=0.7, agreement=0.75, meaning=0.9, topic=0.3)
+    assert scores([], EVEN, [], 0.0) == Scores(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+    assert commonest(top) == {"token": ("cat", 0.5), "before": ("the", 0.5), "after": ("sat", 0.5), "category": ("news", 0.75)}
 
 
 def test_few_examples_with_a_neighbour_are_no_property_of_all():
     """Only 2 of 10 peaks have a token before them, the same one: that is no phrase."""
-    top = [Evidence(" cat", " the" if i < 2 else "", f" y{i}", "news") for i in range(10)]
+    top = [Evidence(" cat", " the" if i < 2 else "", f" y{i}", "news", document=i) for i in range(10)]
     assert named(top)[0] == "cat in news texts"
     assert scores(top, EVEN, [], 0.0).before == 0.2
+
+
+def test_a_category_of_one_or_two_documents_is_none():
+    top = [Evidence(p, f" b{i}", f" a{i}", "law", document=i % 2) for i, p in enumerate(WORDS)]
+    assert named(top)[1] == "mixed"
+    assert scores(top, EVEN, [], 0.0).category == 0
+    assert named([*top[:-1], Evidence(WORDS[-1], "", "", "law", document=9)])[1] == "category"
+
+
+ALIKE = Meaning(1.0, ("river", "blue", "sky", "sea"), 0.7, 0.3)
+
+
+def test_what_the_words_at_the_peaks_have_in_common_is_named():
+    assert named(evidence(WORDS), meaning=ALIKE) == ("words like river, blue, sky", "meaning")
+    assert named(evidence(WORDS, category="law"), meaning=ALIKE)[0] == "words like river, blue, sky in law texts"
+    assert label(evidence(WORDS), evidence(WORDS), EVEN, [], 0.0, meaning=ALIKE).confidence == 0.5
+    assert label(evidence(WORDS), [], EVEN, [], 0.0, meaning=ALIKE).confidence == 0.7
+    assert named(evidence(WORDS), meaning=ALIKE._replace(score=0.97))[1] == "mixed"
+    assert named(evidence(WORDS), meaning=ALIKE._replace(top=0.55))[1] == "mixed"
+    assert named(evidence([" cat"] * 10), meaning=ALIKE) == ("cat", "token")
+
+
+def test_of_beginning_ending_and_meaning_the_one_that_holds_in_most_is_named():
+    top = evidence([" barking", " baking", " basking", " bathing", " eating", " sun"])
+    assert named(top) == ("words that end in -ing", "form")
+    assert named(top, meaning=ALIKE._replace(top=0.8))[0] == "words that end in -ing"
+    assert named(top, meaning=ALIKE._replace(top=0.9))[1] == "meaning"
+
+
+def test_a_topic_is_named_where_nothing_at_the_peaks_is():
+    about = Topic(0.8, ("court", "judge", "law"), 10, 0.25)
+    assert named(evidence(WORDS, category="law"), topic=about) == ("about court, judge, law", "topic")
+    assert label(evidence(WORDS), evidence(WORDS), EVEN, [], 0.0, topic=about).confidence == 0.525
+    assert label(evidence(WORDS), [], EVEN, [], 0.0, topic=about).confidence == 0.8
+    assert named(evidence(WORDS), topic=about._replace(score=0.5))[1] == "mixed"
+    assert named(evidence(WORDS), topic=about, meaning=ALIKE)[1] == "meaning"
 
 
 def test_only_the_ten_most_promoted_tokens_count():

@@ -9,7 +9,8 @@ import torch
 
 from sae_explore.collect import residual_blocks
 from sae_explore.metrics import _losses, evaluate_losses, evaluate_reconstruction, mean_residual, spliced
-from sae_explore.model import LanguageModel, blocks_of, load_full_model, load_model
+from sae_explore.model import LanguageModel, load_full_model, load_model
+from sae_explore.model_structure import blocks_of
 from sae_explore.types import HookPoint
 from sae_explore.windows import windows_of
 

@@ -142,7 +142,7 @@ def test_layer_norm_uses_the_unbiased_deviation_with_eps_outside_the_root(random
     torch.testing.assert_close(prepared, (x - mean) / (deviation + 1e-5))
     acts, _ = sae.encode(x)
     z = by_equation(sae, (x - mean) / (deviation + 1e-5))
-    torch.testing.assert_close(sae.decode(acts, info), (z @ sae.W_dec + sae.b_dec) * (deviation + 1e-5) + mean)
+    torch.testing.assert_close(sae.decode(acts, info), (z @ sae.W_dec + sae.b_dec) * deviation + mean)
     torch.testing.assert_close(sae.target(x), x)
 
 

@@ -1,10 +1,11 @@
-"""SAEs on disk: what is written is read back, SAELens reads it and is read, and everything wrong is one sentence."""
+"""SAEs in SAELens's format: what is written is read back, and everything wrong is one sentence."""
 
 import json
 from dataclasses import replace
 
 import pytest
 import torch
+from sae_checks import dense, rebuilt
 from safetensors.torch import load_file, save_file
 
 from sae_explore.errors import ExploreError, InputError, SaeError
@@ -31,19 +32,6 @@ def sae_of(random_sae):
         return replace(sae, W_dec=torch.nn.functional.normalize(sae.W_dec, dim=1)) if unit else sae
 
     return make
-
-
-def dense(sae, x: torch.Tensor) -> torch.Tensor:
-    acts, _ = sae.encode(x)
-    out = torch.zeros(len(x), sae.spec.d_sae)
-    rows = torch.repeat_interleave(torch.arange(len(x)), acts.offsets.diff())
-    out[rows, acts.features] = acts.values
-    return out
-
-
-def rebuilt(sae, x: torch.Tensor) -> torch.Tensor:
-    acts, info = sae.encode(x)
-    return sae.decode(acts, info)
 
 
 X = torch.randn(200, D, generator=torch.Generator().manual_seed(9))
@@ -194,8 +182,13 @@ WRONG = {
     "an unknown family": (lambda p: set_key(p, "architecture", value="transcoder"), SaeError, "'transcoder' is not supported; known: topk"),
     "no family": (lambda p: drop_key(p, "architecture"), SaeError, "'None' is not supported"),
     "a list for a family": (lambda p: set_key(p, "architecture", value=["topk"]), SaeError, "is not supported"),
-    "an unknown scaling": (
+    "a scaling without its factor": (
         lambda p: set_key(p, "normalize_activations", value="expected_average_only_in"),
+        SaeError,
+        "'expected_average_only_in' needs its factor, norm_scaling_factor, which is 'None'",
+    ),
+    "an unknown scaling": (
+        lambda p: set_key(p, "normalize_activations", value="covariance_whitening"),
         SaeError,
         "not supported; known",
     ),
@@ -229,9 +222,14 @@ WRONG = {
     "empty": (lambda p: (p / "sae_weights.safetensors").write_bytes(b""), SaeError, "sae_weights.safetensors cannot be read"),
     "a tensor missing": (lambda p: drop_tensor(p, "b_dec"), SaeError, "missing or unknown: b_dec"),
     "a tensor too many": (
-        lambda p: set_tensor(p, "scaling_factor", lambda _: torch.ones(40)),
+        lambda p: set_tensor(p, "W_skip", lambda _: torch.ones(16, 16)),
         SaeError,
-        "missing or unknown: scaling_factor",
+        "missing or unknown: W_skip",
+    ),
+    "a finetuned scale": (
+        lambda p: set_tensor(p, "scaling_factor", lambda _: 2 * torch.ones(40)),
+        SaeError,
+        "scaling_factor is not 1 throughout",
     ),
 }
 
@@ -256,66 +254,11 @@ def test_flags_that_are_not_given_are_set(sae_of, tmp_path):
     set_key(tmp_path, "apply_b_dec_to_input", value=None)
     drop_key(tmp_path, "metadata", "context_size")
     spec = load_sae(tmp_path).spec
-    assert (spec.prepend_bos, spec.apply_b_dec_to_input, spec.context) == (True, True, 128)
+    assert (spec.prepend_bos, spec.apply_b_dec_to_input, spec.context) == (True, True, 0)
 
 
-# ---- SAELens itself ----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def sae_lens():
-    return pytest.importorskip("sae_lens", reason="the package sae-lens is not installed")
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("normalise", ["none", "layer_norm", "constant_norm"])
-def test_sae_lens_reads_what_is_written(sae_lens, sae_of, tmp_path, family, normalise):
-    """Numbers and metadata; at half precision too."""
-    sae = sae_of(family, normalise=normalise, apply_b_dec_to_input=True)
-    for dtype in (torch.float32, torch.float16):
-        folder = tmp_path / str(dtype)
-        save_sae(sae, folder, dtype=dtype)
-        theirs, ours = sae_lens.SAE.load_from_disk(folder), load_sae(folder)
-        with torch.no_grad():
-            acts = theirs.encode(X)
-            torch.testing.assert_close(dense(ours, X), acts, rtol=1e-5, atol=1e-5)
-            torch.testing.assert_close(rebuilt(ours, X), theirs.decode(acts), rtol=1e-4, atol=1e-4)
-    metadata = theirs.cfg.metadata
-    assert (metadata.hook_name, metadata.context_size, metadata.prepend_bos, metadata.model_name) == (
-        "blocks.3.hook_resid_pre",
-        64,
-        False,
-        "gpt2",
-    )
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("rescale", [False, True])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_what_sae_lens_writes_is_read(sae_lens, tmp_path, family, rescale):
-    if rescale and family != "topk":
-        pytest.skip("an option of TopK alone")
-    kind, config = {
-        "topk": (sae_lens.TopKSAE, sae_lens.TopKSAEConfig),
-        "standard": (sae_lens.StandardSAE, sae_lens.StandardSAEConfig),
-        "jumprelu": (sae_lens.JumpReLUSAE, sae_lens.JumpReLUSAEConfig),
-        "gated": (sae_lens.GatedSAE, sae_lens.GatedSAEConfig),
-    }[family]
-    extra = {"k": 5, "rescale_acts_by_decoder_norm": rescale} if family == "topk" else {}
-    theirs = kind(config(d_in=D, d_sae=M, **extra))
-    theirs.cfg.metadata.hook_name, theirs.cfg.metadata.model_name = "blocks.2.hook_resid_post", "gpt2"
-    generator = torch.Generator().manual_seed(2)
-    with torch.no_grad():
-        for name, parameter in theirs.named_parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * (0.3 if name == "r_mag" else 1.0))
-    theirs.save_model(tmp_path)
-    ours = load_sae(tmp_path)
-    assert (ours.spec.architecture, ours.spec.hook, ours.spec.model) == (family, "blocks.2.hook_resid_post", "gpt2")
-    with torch.no_grad():
-        acts = theirs.encode(X)
-        expected = theirs.decode(acts)
-        if ours.spec.decoder_norms_folded:
-            acts = acts * theirs.W_dec.norm(dim=1)
-    torch.testing.assert_close(dense(ours, X), acts, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(rebuilt(ours, X), expected, rtol=1e-4, atol=1e-4)
+def test_a_scale_of_one_is_of_no_effect(sae_of, tmp_path):
+    save_sae(sae_of("topk"), tmp_path)
+    before = dense(load_sae(tmp_path), X)
+    set_tensor(tmp_path, "scaling_factor", lambda _: torch.ones(M))
+    assert torch.equal(dense(load_sae(tmp_path), X), before)

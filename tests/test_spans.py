@@ -94,6 +94,11 @@ def test_chips_and_examples_escape_everything(token):
             assert set(attrs) <= ALLOWED[tag]
 
 
+def test_running_text_keeps_its_lines_and_shows_what_cannot_be_seen():
+    source = spans.prose_html("<b>a</b>\n", "x & \u202ey\ttail")
+    assert source == '<div class="sx prose"><span class="given">&lt;b&gt;a&lt;/b&gt;\n</span>x &amp; U+202Ey\ttail</div>'
+
+
 def test_incomplete_bytes_are_drawn_in_hex_where_a_token_has_no_text():
     source = spans.token_spans(["", "é"], np.zeros(2), np.zeros(2, bool), 1.0, data=[b"\xc3", b"\xa9"])
     assert Parsed(f"<div>{source}</div>").marks == ["C3"]

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from sae_explore.errors import ModelError
-from sae_explore.model import blocks_of, load_model
+from sae_explore.model import load_model
+from sae_explore.model_structure import blocks_of
 from sae_explore.splice import logits_from, next_token_losses, with_edit
 from sae_explore.types import HookPoint
 

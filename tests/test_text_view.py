@@ -195,7 +195,7 @@ def test_first_texts_are_distinct_named_by_category_and_always_the_same(tiny):
 
 def test_the_best_text_has_the_highest_score(tiny):
     labels = tiny.features["label"].to_pylist()
-    worth = showcase._worth_of_features(tiny)
+    worth = showcase.worth_of_features(tiny)
     lengths = np.diff(tiny.doc_offsets)
     low, high = showcase.LENGTH
     scores = {}

@@ -1,5 +1,7 @@
 """Tokens as bytes and as slices of the text: what is cut apart must rebuild the text exactly."""
 
+import json
+
 import numpy as np
 import pytest
 from hypothesis import example, given
@@ -68,7 +70,39 @@ def composing(corpus):
     return tokenizer
 
 
-@pytest.fixture(scope="module", params=[unigram, lowercasing, composing])
+def byte_fallback_bpe(corpus, *, prefix: bool):
+    """In the manner of SentencePiece's BPE (Llama with a space put in front, Gemma without): ▁ for spaces, the unknown as bytes."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    marked = [normalizers.Replace(" ", "▁")]
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), *marked] if prefix else marked)
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    special = ["<unk>", *(f"<0x{b:02X}>" for b in range(256))]
+    trainer = trainers.BpeTrainer(vocab_size=500, special_tokens=special, max_token_length=8, show_progress=False)
+    tokenizer.train_from_iterator([word if prefix else f" {word}" for text in corpus[:40] for word in text.split()], trainer)
+    state = json.loads(tokenizer.to_str())  # the byte pieces are ordinary ones: only training needed them to be special
+    state["added_tokens"] = [token for token in state["added_tokens"] if token["content"] == "<unk>"]
+    return Tokenizer.from_str(json.dumps(state))
+
+
+def llama_like(corpus):
+    return byte_fallback_bpe(corpus, prefix=True)
+
+
+def gemma_like(corpus):
+    return byte_fallback_bpe(corpus, prefix=False)
+
+
+def spaced(corpus):
+    """In the manner of OPT's and RoBERTa's kin: byte-level BPE that puts a space in front of a text, offsets without spaces."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder, tokenizer.post_processor = decoders.ByteLevel(), processors.ByteLevel(trim_offsets=True)
+    trainer = trainers.BpeTrainer(vocab_size=400, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    tokenizer.train_from_iterator(corpus[:60], trainer)
+    return tokenizer
+
+
+@pytest.fixture(scope="module", params=[unigram, lowercasing, composing, llama_like, gemma_like, spaced])
 def foreign(request, corpus_texts):
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=request.param(corpus_texts))
     return tokenizer, vocabulary_of(tokenizer, len(tokenizer))
@@ -161,6 +195,27 @@ def test_byte_fallback_pieces_hold_their_bytes(corpus_texts):
     assert b"".join(found.bytes[-3:]) == "漢".encode()
     assert found.texts[-3:-1] == ("", "") or found.texts[-3:-1] == (" ", "")
     assert found.texts[-1] == "漢"
+
+
+@pytest.mark.parametrize("make", [llama_like, gemma_like, spaced])
+def test_pieces_of_a_prefixed_text_are_slices_of_the_text_itself(corpus_texts, make):
+    """The space that a tokenizer puts in front is in the first token's bytes, but not in its text; the words' own spaces stay theirs."""
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=make(corpus_texts))
+    found = tokenize(tokenizer, vocabulary_of(tokenizer, len(tokenizer)), "the sea 漢 the sea")
+    data = b"".join(found.bytes)
+    assert data == ("" if make is gemma_like else " ").encode() + "the sea 漢 the sea".encode()
+    assert not found.texts[0].startswith(" ")
+    assert "".join(found.texts) == "the sea 漢 the sea"
+    at = [i for i, text in enumerate(found.texts) if "漢" in text]
+    assert len(at) == 1
+    assert found.bytes[at[0]] == "漢".encode()[2:]  # the last of its three bytes completes it
+    assert [i for i, text in enumerate(found.texts) if text == ""][-2:] == [at[0] - 2, at[0] - 1]
+
+
+def test_ids_that_the_model_has_no_row_for_are_refused(tiny):
+    tokenizer, _ = tiny
+    with pytest.raises(InputError, match=r"the tokenizer makes token \d+ of 'x', but the model knows 50 tokens only"):
+        tokenize(tokenizer, vocabulary_of(tokenizer, 50), "x")
 
 
 def test_special_tokens_are_told_by_id(tiny):

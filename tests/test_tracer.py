@@ -6,12 +6,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from sae_explore import encoding
 from sae_explore.bundle import open_bundle
 from sae_explore.encoding import trace_text
 from sae_explore.errors import InputError, ModelError
 from sae_explore.model import load_model
-from sae_explore.tracer import Tracer
+from sae_explore.sae_formats import WEIGHTS_FILE
+from sae_explore.tracer import Tracer, with_mapped_decoder
 
 pytest_plugins = ["bundle_fixtures"]
 
@@ -30,6 +33,40 @@ def test_what_is_loaded_is_what_the_bundle_says(tracer, tiny_cache):
     np.testing.assert_array_equal(tracer.sae.W_dec.numpy(), bundle.W_dec)
     assert tracer.model.hook.name == bundle.hook
     assert tracer.model.revision == bundle.manifest["model"]["revision"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_the_decoder_stays_on_disk_as_it_is_stored(random_sae, tmp_path, dtype):
+    sae = random_sae("topk", 32, 256, k=6)
+    sae = replace(sae, W_dec=sae.W_dec.half().float())
+    save_file({n: getattr(sae, n).to(dtype) for n in ("W_enc", "b_enc", "W_dec", "b_dec")}, tmp_path / WEIGHTS_FILE)
+    lean = with_mapped_decoder(sae, tmp_path)
+    assert lean.W_dec.dtype == dtype
+    assert lean.W_enc is sae.W_enc
+    assert torch.equal(lean.W_dec.float(), sae.W_dec)
+    x = torch.randn(9, 32, generator=torch.Generator().manual_seed(0))
+    acts, info = sae.encode(x)
+    torch.testing.assert_close(lean.decode(acts, info), sae.decode(acts, info), rtol=1e-6, atol=1e-6)
+    assert lean.decode(acts, info).dtype == torch.float32
+
+
+def test_a_decoder_that_was_changed_when_loaded_is_kept(random_sae, tmp_path):
+    sae = random_sae("topk", 32, 256, k=6)
+    save_file({"W_dec": sae.W_dec.half()}, tmp_path / WEIGHTS_FILE)
+    changed = replace(sae, W_dec=2 * sae.W_dec.half().float())
+    assert with_mapped_decoder(changed, tmp_path).W_dec is changed.W_dec
+
+
+def test_a_text_read_in_parts_gives_what_it_gives_at_once(tracer, monkeypatch):
+    text = "Nobody knows why the old map shows a river between the two hills. " * 20
+    at_once = tracer.trace(text)
+    monkeypatch.setattr(encoding, "_TEXT_ELEMENTS", 1)  # 16 rows
+    monkeypatch.setattr(encoding, "_TEXT_WINDOWS", 1)
+    in_parts = tracer.trace(text)
+    assert len(at_once.tokens) > 256
+    np.testing.assert_array_equal(in_parts.rows.offsets, at_once.rows.offsets)
+    np.testing.assert_array_equal(in_parts.rows.features, at_once.rows.features)
+    np.testing.assert_allclose(in_parts.rows.values, at_once.rows.values, rtol=1e-4)
 
 
 def test_one_model_may_serve_several_bundles(tiny_cache):

@@ -263,9 +263,7 @@ def test_choosing_in_bf16_keeps_the_chosen_activations_in_fp32():
     best = pre.topk(4).values
     clear = best[:, 2] - best[:, 3] > 0.05 * best[:, 2]  # bf16 has eight bits
     assert 100 < int(clear.sum()) < 512
-    found = [
-        train.train_step(state, config, x[clear], encoder_dtype=dtype) for state, dtype in ((exact, None), (rounded, torch.bfloat16))
-    ]
+    found = [train.train_step(state, config, x[clear], encoder_dtype=dtype) for state, dtype in ((exact, None), (rounded, torch.bfloat16))]
     torch.testing.assert_close(found[1], found[0], rtol=1e-6, atol=0)
     for name, want in exact.params.items():
         torch.testing.assert_close(rounded.params[name], want, rtol=1e-5, atol=1e-6)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pandas as pd
 import streamlit as st
 
-from sae_explore import about, figures, resources, spans
+from sae_explore import about, figures, links, public_mode, resources, spans
 from sae_explore.browse import start_feature
 from sae_explore.bundle import Bundle
 from sae_explore.spans import md
-from sae_explore.views import shell
+from sae_explore.views import shell, sidebar
 from sae_explore.wording import confidence_words, density_words, percent
 
 _EXAMPLES, _BEFORE, _AFTER = 3, 9, 6
@@ -119,24 +119,18 @@ def _live_example(bundle: Bundle, feature: int) -> None:
 
 
 def _figures(bundle: Bundle) -> None:
-    st.caption(f"Measured on {md(bundle.manifest['metrics']['evaluated_on'])}.")
-    table = pd.DataFrame(about.figure_rows(bundle.manifest), columns=["Figure", "Value", "What it is", "Measured on"])
-    st.table(table.map(md).set_index("Figure"), border="horizontal")
-    by_category = bundle.manifest["metrics"]["by_category"]
-    if len(by_category) > 1:
-        st.subheader("By category", anchor=False)
-        rows = about.category_rows(by_category)
-        columns = {
-            "Tokens": st.column_config.NumberColumn(format="localized", help="On which explained variance is measured."),
-            "Explained variance": st.column_config.NumberColumn(format="%.3f"),
-            "Clean loss": st.column_config.NumberColumn(format="%.3f", help="Cross entropy of the next token in nats."),
-            "Increase": st.column_config.NumberColumn(
-                format="%+.3f", help="Cross entropy with the SAE spliced in, minus the clean one, in nats."
-            ),
-            "L0": st.column_config.NumberColumn(format="%.1f", help="Mean number of active features on a token."),
-            "Recovered": st.column_config.NumberColumn(format="%.1f %%", help="Of the loss between zero ablation and the clean model."),
-        }
-        st.dataframe(rows, hide_index=True, column_config=columns, height="content", alt="Figures by category of text")
+    m = bundle.manifest["metrics"]
+    st.markdown(
+        f"Explained variance **{m['explained_variance']:.3f}** on {m['tokens_eval']:,} tokens "
+        f"({md(m['evaluated_on'])}); with the reconstruction in place of the residual stream the model's loss is "
+        f"**{m['ce_increase']:+.3f}** nats a token higher; **{percent(m['dead'] / m['latents'])}** of its features never fire."
+    )
+    st.page_link(
+        shell.page_named("quality"),
+        label="All figures, each with its definition",
+        icon=":material/arrow_forward:",
+        query_params=links.query_of(bundle=bundle.name),
+    )
 
 
 def _troubles(bundle: Bundle) -> None:
@@ -154,7 +148,9 @@ def _troubles(bundle: Bundle) -> None:
 
 def _sources(bundle: Bundle) -> None:
     m = bundle.manifest
-    facts = pd.DataFrame(about.origin_rows(m), columns=["", "What", "Licence"])
+    if public_mode.is_public():
+        st.info(sidebar.public_words(), icon=":material/lock:")
+    facts = pd.DataFrame(about.origin_rows(m, named=public_mode.shown_name), columns=["", "What", "Licence"])
     st.table(facts.map(md).set_index(""), border="horizontal")
     corpus = m["corpus"]
     same = corpus["train_sources"] == corpus["sources"]

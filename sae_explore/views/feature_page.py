@@ -11,7 +11,7 @@ from sae_explore.bundle import Bundle
 from sae_explore.spans import md
 from sae_explore.types import FeatureCard
 from sae_explore.views import feature_sections, feature_test, shell
-from sae_explore.wording import KIND_WORDS, confidence_words, count_of, density_words, percent
+from sae_explore.wording import KIND_WORDS, count_of, density_words, label_origin, mark_help, percent, shown_label
 
 _NUMBER = "_feature_number"  # key of the number box
 
@@ -24,8 +24,9 @@ def render(bundle: Bundle) -> None:
     shell.write_link(bundle, feature=feature)
     card = resources.get_card(bundle, feature, top=feature_sections.TOP)
     st.title(f"Feature {feature}", anchor=False)
+    _label(bundle, card.row)
     _navigation(bundle, feature)
-    _header(bundle, card.row)
+    _facts(bundle, card.row)
     if card.row["count"]:
         left, right = st.columns([7, 5], gap="large")
         with left:
@@ -33,8 +34,9 @@ def render(bundle: Bundle) -> None:
             feature_test.test_box(bundle, feature)
             feature_sections.nearest(bundle, card)
         with right:
-            feature_sections.lens(bundle, feature)
             feature_sections.strength(card)
+            feature_sections.lens(bundle, feature)
+            feature_sections.scores(bundle, feature)
             feature_sections.categories(bundle, card)
         feature_sections.together(bundle, card)
     else:
@@ -93,17 +95,27 @@ def _navigation(bundle: Bundle, feature: int) -> None:
 # ---- what it is --------------------------------------------------------------------------------------------------------
 
 
-def _header(bundle: Bundle, row: dict) -> None:
-    st.header(md(row["label"]), anchor=False)
+def _label(bundle: Bundle, row: dict) -> None:
+    """The label, where it comes from, and for one that was checked by hand what to look at."""
+    st.header(md(shown_label(row)), anchor=False, help=mark_help(row))
     if row["label_kind"] == "dead":
         return
-    words = confidence_words(row["confidence"])
+    origin = label_origin(row)
     st.caption(
-        f"Automatic label, {words} ({row['confidence']:.2f}); it names {KIND_WORDS[row['label_kind']]}.",
-        help="Labels come from the strongest examples and the logit lens; no other model is asked. "
+        md(origin[:1].upper() + origin[1:])
+        + ("." if row["label"] != row["automatic_label"] else f"; it names {KIND_WORDS[row['label_kind']]}."),
+        help="Automatic labels come from the strongest examples and the logit lens; no other model is asked. "
         "The number is the share of examples, strong and weak ones, for which the label holds: "
         "clear from 0.8, fairly clear from 0.5, rough from 0.25, else unclear.",
     )
+    if note := next((f.note for f in bundle.curated.features if f.feature == row["feature"]), ""):
+        st.markdown(md(note))
+
+
+def _facts(bundle: Bundle, row: dict) -> None:
+    """How often and how strongly it fires."""
+    if row["label_kind"] == "dead":
+        return
     counted = bundle.manifest["features"]["counted_tokens"]
     facts = (
         (

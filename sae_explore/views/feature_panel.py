@@ -14,7 +14,7 @@ from sae_explore.views import shell
 EXAMPLES, BEFORE, AFTER, LENS = 4, 9, 6, 8
 
 LABEL_HELP = (
-    "A description made by counting: what the tokens of the strongest examples have in common. "
+    "An automatic label is a description made by counting: what the tokens of the strongest examples have in common. "
     "Confidence is the share of strong and weak examples for which it is true. No other model was asked."
 )
 DENSITY_HELP = "Density: on how many of the corpus's tokens the feature fires at all."
@@ -35,12 +35,9 @@ def feature_panel(bundle: Bundle, feature: int, *, trace: TextTrace | None = Non
     with st.container(gap="xsmall"):
         if kicker:
             st.caption(kicker)
-        st.subheader(spans.md(row["label"]), anchor=False)
+        st.subheader(spans.md(wording.shown_label(row)), anchor=False, help=wording.mark_help(row))
         if row["count"]:
-            st.caption(
-                f"Feature {feature}; automatic label, {wording.confidence_words(row['confidence'])} ({row['confidence']:.2f})",
-                help=LABEL_HELP,
-            )
+            st.caption(f"Feature {feature}; {spans.md(wording.label_origin(row))}", help=LABEL_HELP)
             st.markdown(
                 f"Fires on **{wording.percent(row['density'])}** of tokens: {wording.density_words(row['density'])}", help=DENSITY_HELP
             )

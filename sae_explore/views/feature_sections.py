@@ -7,6 +7,7 @@ import streamlit as st
 
 from sae_explore import figures, links, resources, spans
 from sae_explore.bundle import CONTEXT_AFTER, CONTEXT_BEFORE, Bundle
+from sae_explore.scores import SCORES, score_lines
 from sae_explore.spans import md
 from sae_explore.types import FeatureCard
 from sae_explore.views import shell
@@ -195,6 +196,24 @@ def categories(bundle: Bundle, card: FeatureCard) -> None:
         "A bar that reaches far beyond its mark: the feature prefers such texts."
         + (f" {left} more categories have fewer firings." if left > 0 else "")
     )
+
+
+# ---- how clear it is ---------------------------------------------------------------------------------------------------
+
+
+def scores(bundle: Bundle, feature: int) -> None:
+    """What its automatic label rests on: every score, and what it is about."""
+    st.subheader(
+        "Scores",
+        anchor=False,
+        help="How much the strongest examples have in common, each from 0 (nothing) to 1 (all of them). The automatic label is made from these.",
+    )
+    lines = score_lines(bundle, feature)
+    st.html(spans.scores_html((SCORES[s.name].title, SCORES[s.name].explained, s.value, s.what) for s in lines))
+    if any(s.value is None for s in lines):
+        st.caption("– : this bundle was built before this score existed. Building it again adds it.")
+    with st.expander("How they are counted"):
+        st.markdown("\n".join(f"- **{score.title}**: {score.explained}" for score in SCORES.values()))
 
 
 # ---- other features ----------------------------------------------------------------------------------------------------

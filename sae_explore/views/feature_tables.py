@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 import streamlit as st
@@ -11,7 +13,13 @@ from sae_explore.bundle import Bundle
 from sae_explore.types import TextTrace
 
 RANK_NAMES = {"share": "Share of maximum", "max": "Maximum", "sum": "Sum"}
+_FIGURES = {"share": ("share",), "max": ("max",), "sum": ("sum", "tokens")}  # shown in a table ranked so
+_LABEL = {"share": 235, "max": 255, "sum": 215}  # pixels that are left for the label
 _ROW = 35
+CONFIDENCE_HELP = (
+    "How sure the automatic label is, from 0 to 1: the share of the feature's strong and weak examples for which it holds. "
+    "A label that a person gave has none."
+)
 SHARE_HELP = (
     "The strongest activation here as a share of the feature's maximum on the corpus. Features differ in scale, so shares compare "
     "where values do not. On a text of your own it can pass 100 %."
@@ -62,6 +70,7 @@ def ranked_table(bundle: Bundle, trace: TextTrace, rows: text_view.Ranked, *, ke
         {
             "feature": rows.feature,
             "label": _labels(bundle, rows.feature),
+            "confidence": _confidence(bundle, rows.feature),
             "share": 100 * rows.share,
             "max": rows.max,
             "sum": rows.sum,
@@ -69,15 +78,16 @@ def ranked_table(bundle: Bundle, trace: TextTrace, rows: text_view.Ranked, *, ke
             "peak": peaks,
         }
     )
-    config = _common_columns(172) | {
+    config = _common_columns(_LABEL[by]) | {
         "max": st.column_config.NumberColumn(
-            "Max", format="%.2f", width=52, help="Strongest activation on this text, in the SAE's own units."
+            "Max", format="%.2f", width=64, help="Strongest activation on this text, in the SAE's own units."
         ),
         "sum": st.column_config.NumberColumn("Sum", format="%.1f", width=54, help="Sum of its activations over the text."),
         "tokens": st.column_config.NumberColumn("Tokens", width=54, help="On how many tokens of the text it fires."),
         "peak": st.column_config.TextColumn("Peak", width=72, help="The token on which it fires most strongly."),
     }
-    _selectable(frame, rows.feature, config, key=f"{key}-{by}-{dense}", feature=feature, height=_height(len(frame), 12))
+    order = ("feature", "label", "confidence", *_FIGURES[by], "peak")
+    _selectable(frame, rows.feature, config, order, key=f"{key}-{by}-{dense}", feature=feature, height=_height(len(frame), 12))
 
 
 def token_table(bundle: Bundle, found: text_view.TokenFeatures, *, key: str, feature: int | None) -> None:
@@ -89,16 +99,29 @@ def token_table(bundle: Bundle, found: text_view.TokenFeatures, *, key: str, fea
         return
     st.caption(f"{wording.count_of(len(found.feature), 'feature')} on this token.")
     frame = pd.DataFrame(
-        {"feature": found.feature, "label": _labels(bundle, found.feature), "share": 100 * found.share, "value": found.value}
+        {
+            "feature": found.feature,
+            "label": _labels(bundle, found.feature),
+            "confidence": _confidence(bundle, found.feature),
+            "share": 100 * found.share,
+            "value": found.value,
+        }
     )
-    config = _common_columns(132) | {
+    config = _common_columns(235) | {
         "value": st.column_config.NumberColumn("Value", format="%.2f", width=70, help="Its activation on this token.")
     }
-    _selectable(frame, found.feature, config, key=f"{key}-{by}-{dense}", feature=feature, height=_height(len(frame), 12))
+    order = list(frame.columns)
+    _selectable(frame, found.feature, config, order, key=f"{key}-{by}-{dense}", feature=feature, height=_height(len(frame), 12))
 
 
 def _labels(bundle: Bundle, features: np.ndarray) -> list[str]:
     return [spans.plain(label) for label in text_view.labels_of(bundle, features)]
+
+
+def _confidence(bundle: Bundle, features: np.ndarray) -> np.ndarray:
+    """Of the automatic labels; NaN where the label is a person's."""
+    found = bundle.features["confidence"].take(features).to_numpy().astype(np.float64)
+    return np.where([f in bundle.human_labels or f in bundle.own_labels for f in features.tolist()], np.nan, found)
 
 
 def _height(rows: int, most: int) -> int:
@@ -112,11 +135,14 @@ def _common_columns(width: int) -> dict:
         "label": st.column_config.TextColumn(
             "Label", width=width, help="Automatic: what the tokens of its strongest examples have in common."
         ),
+        "confidence": st.column_config.NumberColumn("Sure", format="%.2f", width=52, help=CONFIDENCE_HELP),
         "share": st.column_config.ProgressColumn("Share", format="%.0f %%", min_value=0, max_value=100, width=88, help=SHARE_HELP),
     }
 
 
-def _selectable(frame: pd.DataFrame, features: np.ndarray, config: dict, *, key: str, feature: int | None, height: int) -> None:
+def _selectable(
+    frame: pd.DataFrame, features: np.ndarray, config: dict, order: Sequence[str], *, key: str, feature: int | None, height: int
+) -> None:
     """A table in which the row of the chosen feature is selected, however it was chosen. A click on any cell chooses its row."""
     at = [] if feature is None else np.flatnonzero(features == feature)[:1].tolist()
     state = st.session_state.get(key, {"selection": {"rows": [], "cells": []}})["selection"]
@@ -140,6 +166,8 @@ def _selectable(frame: pd.DataFrame, features: np.ndarray, config: dict, *, key:
         key=key,
         hide_index=True,
         column_config=config,
+        column_order=order,
+        placeholder="–",
         selection_mode=("single-row", "single-cell"),
         on_select=chosen,
         height=height,

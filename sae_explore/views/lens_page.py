@@ -47,8 +47,8 @@ def render(bundle: Bundle) -> None:
 # ---- which features ----------------------------------------------------------------------------------------------------
 
 
-def parse_numbers(text: str, d_sae: int) -> tuple[list[int], list[str]]:
-    """(features, problems): numbers in a text, each once and at most MOST; what is no feature is named in a sentence."""
+def parse_numbers(text: str, d_sae: int, *, most: int = MOST) -> tuple[list[int], list[str]]:
+    """(features, problems): numbers in a text, each once and at most so many; what is no feature is named in a sentence."""
     features, problems = [], []
     for word in re.split(r"[\s,;]+", text.strip()):
         if not word:
@@ -59,9 +59,9 @@ def parse_numbers(text: str, d_sae: int) -> tuple[list[int], list[str]]:
             problems.append(f"There is no feature {int(word)}: this bundle has features 0 to {d_sae - 1:,}.")
         elif int(word) not in features:
             features.append(int(word))
-    if len(features) > MOST:
-        problems.append(f"At most {MOST} features fit side by side; showing the first {MOST}.")
-    return features[:MOST], problems
+    if len(features) > most:
+        problems.append(f"At most {most} features fit here; taking the first {most}.")
+    return features[:most], problems
 
 
 def _features(bundle: Bundle) -> list[int]:

@@ -6,10 +6,10 @@ import time
 
 import streamlit as st
 
-from sae_explore import links, resources, spans
+from sae_explore import links, public_mode, resources, spans
 from sae_explore.bundle import Bundle
 from sae_explore.errors import ExploreError
-from sae_explore.views import sidebar
+from sae_explore.views import own_notes, shared_note, sidebar
 
 _SETTLING = 0.8  # seconds after which the browser has surely heard of a new address
 
@@ -23,20 +23,27 @@ _FRAME = """
 def pages() -> dict[str, st.Page]:
     """The pages by name; their functions are imported when they run, so that one page does not pay for another."""
 
-    def page(name: str, title: str, icon: str, *, default: bool = False):
+    def page(name: str, title: str, icon: str, *, default: bool = False, needs_bundle: bool = True):
         def run() -> None:
             module = __import__(f"sae_explore.views.{name}_page", fromlist=["render"])
-            _with_bundle(module.render)
+            _with_bundle(module.render, needed=needs_bundle)
 
         return st.Page(run, title=title, icon=icon, url_path="" if default else name, default=default)
 
-    return {
+    found = {
         "text": page("text", "Text", ":material/edit_note:", default=True),
         "feature": page("feature", "Feature", ":material/radio_button_checked:"),
         "browse": page("browse", "Browse", ":material/table_rows:"),
         "lens": page("lens", "Lens", ":material/search_insights:"),
+        "whatif": page("whatif", "What if", ":material/experiment:"),
+        "lists": page("lists", "Lists", ":material/bookmarks:"),
+        "quality": page("quality", "Quality", ":material/monitoring:"),
+        "build": page("build", "Build", ":material/construction:", needs_bundle=False),
         "about": page("about", "About", ":material/info:"),
     }
+    if not resources.builds_allowed():
+        del found["build"]
+    return found
 
 
 def run() -> None:
@@ -45,6 +52,7 @@ def run() -> None:
     st.session_state["_pages"] = found
     chosen = st.navigation(list(found.values()), position="sidebar")
     st.html(f"<style>{_FRAME}{spans.STYLE}</style>")
+    shared_note.wait_if_needed()
     _read_link(chosen.url_path)
     chosen.run()
 
@@ -56,9 +64,9 @@ def _read_link(page: str) -> None:
     newest address; that one must change nothing.
     """
     state = st.session_state
-    params = {key: st.query_params[key] for key in ("bundle", "feature", "features", "text", "doc") if key in st.query_params}
+    params = {key: st.query_params[key] for key in links.KEYS if key in st.query_params}
     same_page = state.get("_page") == page
-    state["_page"] = page
+    state["_page"], state["_arrived"] = page, not (same_page or params)  # arrived: from another page, by its name in the sidebar
     if params in (state.get("_written", {}), state.get("_read")) or not (params or same_page):
         return
     if same_page and params in state.get("_earlier", ()) and time.monotonic() - state["_written_at"] < _SETTLING:
@@ -75,7 +83,11 @@ def _read_link(page: str) -> None:
         state["feature"] = link.feature
     elif link.text is not None or link.document is not None:
         state.pop("feature", None)
-    if link.features:
+    if link.features and page == "lists":
+        state["linked_list"] = link
+    elif link.features and page == "whatif":
+        state["also_features"] = list(link.features)
+    elif link.features:
         state["lens_features"] = list(link.features)
     if link.text is not None:
         state["text"], state["document"] = link.text, None
@@ -84,7 +96,7 @@ def _read_link(page: str) -> None:
 
 
 def write_link(bundle: Bundle, *, bare: bool = False, **view) -> None:
-    """Make the address reopen this view: `feature`, `features`, `text`, `document` as in `links.query_of`.
+    """Make the address reopen this view: `feature`, `features`, `text`, `document` and so on, as in `links.query_of`.
 
     `bare`: the page shows this by itself, so that on the first bundle the bare address will do.
     """
@@ -110,16 +122,26 @@ def feature_link(bundle: Bundle, feature: int, label: str | None = None, **optio
     st.page_link(page_named("feature"), label=label or f"Feature {feature}", query_params=query, **options)
 
 
-def _with_bundle(render) -> None:
-    """Open the chosen bundle, draw the sidebar and the page; a damaged bundle is a message, and the others go on."""
+def _with_bundle(render, *, needed: bool = True) -> None:
+    """Open the chosen bundle, draw the sidebar and the page; a damaged bundle is a message, and the others go on.
+
+    A page for which no bundle is `needed` is drawn in any case, with None where there is none.
+    """
     names = resources.bundle_names()
     for problem in st.session_state.pop("_problems", ()):
         st.warning(spans.md(problem), icon=":material/link_off:")
     if not names:
         sidebar.empty()
+        if not needed:
+            _draw(render, None)
+            return
         st.title("No bundle yet")
-        folder = spans.md(f"{resources.cache_folder().name}/")
-        st.info(f"There is no bundle in {folder}. Build one: `python -m sae_explore build gpt2`", icon=":material/inventory_2:")
+        if not resources.builds_allowed():
+            st.info("There is nothing to show here yet.", icon=":material/inventory_2:")
+        else:
+            folder = spans.md(f"{resources.cache_folder().name}/")
+            st.info(f"There is no bundle in {folder}. Build one: `python -m sae_explore build gpt2`", icon=":material/inventory_2:")
+            st.page_link(page_named("build"), label="Build one here", icon=":material/construction:")
         return
     name = st.session_state.get("bundle")
     if name not in names:
@@ -129,12 +151,19 @@ def _with_bundle(render) -> None:
         bundle = resources.get_bundle(name)
     except ExploreError as error:
         sidebar.choose(names, name)
-        st.error(spans.md(str(error)), icon=":material/broken_image:")
+        sidebar.foot()
+        st.error(spans.md(public_mode.shown(error)), icon=":material/broken_image:")
+        if not needed:
+            _draw(render, None)
         return
     sidebar.choose(names, name)
     sidebar.describe(bundle)
+    _draw(render, own_notes.overlaid(bundle))
+    resources.warm(bundle)
+
+
+def _draw(render, bundle: Bundle | None) -> None:
     try:
         render(bundle)
     except ExploreError as error:
-        st.error(spans.md(str(error)), icon=":material/error:")
-    resources.warm(bundle)
+        st.error(spans.md(public_mode.shown(error)), icon=":material/error:")

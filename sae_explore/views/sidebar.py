@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import streamlit as st
 
+from sae_explore import public_mode
 from sae_explore.bundle import Bundle
 from sae_explore.spans import md
+from sae_explore.views import shared_note
 
-CHOICES = ("feature", "text", "document", "lens_features")  # what a session has chosen in a bundle
+CHOICES = (
+    "feature",
+    "text",
+    "document",
+    "lens_features",
+    "linked_list",
+    "also_features",
+)  # what a session has chosen in a bundle
 
 
 def empty() -> None:
     """Without any bundle there is nothing to choose."""
     st.sidebar.caption("No bundle is open.")
+    _offer_gpt2(None)
+    foot()
 
 
 def choose(names: list[str], current: str) -> None:
@@ -41,10 +52,36 @@ def describe(bundle: Bundle) -> None:
             ("Where", f"{side} of block {m['hook'].split('.')[1]} of {m['model']['n_layers']}", m["hook"]),
             ("SAE", f"{sae['d_sae']:,} features, {sae['architecture']}" + (f", k = {sae['k']}" if sae["k"] else ""), sae["source"]),
             ("Explained variance", f"{metrics['explained_variance']:.2f}", f"{metrics['evaluated_on']}; {metrics['tokens_eval']:,} tokens"),
-            ("Texts", f"{corpus['documents']:,} texts, {corpus['tokens']:,} tokens", ", ".join(corpus["texts"])),
+            (
+                "Texts",
+                f"{corpus['documents']:,} texts, {corpus['tokens']:,} tokens",
+                ", ".join(map(public_mode.shown_name, corpus["texts"])),
+            ),
         ]
         for label, value, help_text in rows:
             st.caption(f"{label}: {md(value)}", help=md(help_text))
-        if bundle.name == "demo":
-            st.caption("This is the demo on a small model. GPT-2 is one step away:")
-            st.code("python -m sae_explore build gpt2", language=None, wrap_lines=True)
+    _offer_gpt2(bundle)
+    foot()
+
+
+def foot() -> None:
+    """Bundles that are being fetched, and what a visitor of a public server cannot do."""
+    shared_note.note()
+    if public_mode.is_public():
+        st.sidebar.caption(":material/lock: Public, read-only", help=public_words())
+
+
+def public_words() -> str:
+    """What public mode means for the visitor, in sentences."""
+    return (
+        "Everything can be explored, and nothing that you do is kept here: your labels and lists live in this browser tab until it is "
+        f"closed (take them away as JSON on the page Lists). A text may have {public_mode.PUBLIC_TEXT_TOKENS} tokens, and the model reads "
+        "a few texts a minute for each visitor."
+    )
+
+
+def _offer_gpt2(bundle: Bundle | None) -> None:
+    from sae_explore.views import setup_gpt2  # it needs the shell, which needs this module
+
+    with st.sidebar:
+        setup_gpt2.offer(bundle)

@@ -8,41 +8,22 @@ from dataclasses import dataclass
 import numpy as np
 import streamlit as st
 
-from sae_explore import links, resources, spans, text_view, wording
+from sae_explore import links, public_mode, resources, spans, text_view, wording
 from sae_explore.bundle import Bundle
 from sae_explore.errors import ExploreError, InputError
-from sae_explore.showcase import Pick
-from sae_explore.tokens import MAX_TEXT_TOKENS
+from sae_explore.showcase import Pick, notable
 from sae_explore.types import TextTrace
-from sae_explore.views import feature_tables, model_wait, shell, text_extras
+from sae_explore.views import feature_tables, model_wait, shell, text_choice, text_extras
 from sae_explore.views.feature_panel import feature_panel
+from sae_explore.views.feature_starts import feature_starts
 from sae_explore.views.token_picker import token_picker
+from sae_explore.wording import sentence
 
 WIDE = [61, 39]  # of the page: the text and the tables, the card
+_LOOK_AT = 3  # features offered to colour a text by that is there for none
 SCROLLED_FROM, SCROLLED_HEIGHT = 420, 460  # tokens from which the text scrolls in a frame, and the frame's pixels
 _SHARES_LEGEND = [(f"{s:.0%}", "of the feature's maximum" if s == 1 else "", spans.step_at(s**2)) for s in (0.25, 0.5, 0.75, 1.0)]
 
-INTRO = (
-    "A sparse autoencoder (SAE) splits what the model computes at one place into **features**; only a few of them fire on any "
-    "token, and each tends to fire on tokens that have something in common. Colours show how strongly a token's strongest feature "
-    "fires, compared with the most that this feature reached on the corpus. Click a token, or a row of the table, to see what "
-    "fires there."
-)
-INTRO_HELP = (
-    "The place is the residual stream before or after one block of the model (in the sidebar). The SAE was trained to rebuild "
-    "that stream from few features at a time; nobody told it what they should mean. The corpus is the set of texts that this "
-    "bundle has read."
-)
-TEXT_HELP = (
-    f"Up to {MAX_TEXT_TOKENS:,} tokens, about 3,000 words. The text is read where this app runs and sent nowhere else. A text of up to "
-    f"{links.MAX_LINK_TEXT:,} characters becomes part of the page's address, so that the link opens the same view."
-)
-EXAMPLES_HELP = (
-    "Stored texts on which specific features fire strongly, one of a kind. They open at once: their activations are in the bundle."
-)
-STRONGEST_HELP = (
-    "Strongest by share of its own maximum on the corpus. Dense features are left out unless the switch above the table shows them."
-)
 SINK = "a position that the model uses as a resting place, with a residual so large that it would drown the rest"
 
 
@@ -59,78 +40,55 @@ class Shown:
 
 def render(bundle: Bundle) -> None:
     """Draw the page."""
-    st.title("Which features fire on a text?", anchor=False)
-    st.markdown(INTRO, help=INTRO_HELP)
-    feature = _chosen_feature(bundle)
+    if page := st.session_state.pop("_go_to", None):  # a feature of the list at the end was clicked
+        st.switch_page(shell.page_named(page))
+    text_choice.intro(bundle)
     picks = resources.get_picks(bundle)
-    row = _document_row(bundle, picks)
+    row, feature = _asked(bundle, picks)
+    own = st.session_state.get("text")
+    pick = next((p for p in picks if p.document == row), None)
     left, right = st.columns(WIDE, gap="medium")
     with left:
-        _form(bundle)
+        text_choice.examples(picks, pick)
     with right:
-        _examples(picks)
+        text_choice.own_text_form()
     body = st.empty()  # one place for the wait and for what follows it, so that nothing of the text before stays on the page
-    own = st.session_state.get("text")
-    shown = _stored_text(bundle, row, feature) if own is None else _own_text(bundle, own, feature, body)
-    if shown is None:
-        return
-    with body.container():
-        _analysis(bundle, shown, feature)
+    shown = _stored_text(bundle, row, feature, picks[0]) if own is None else _own_text(bundle, own, feature, body)
+    if shown is not None:
+        with body.container():
+            _analysis(bundle, shown, feature, pick.features if pick else ())
+    feature_starts(bundle)
 
 
 # ---- which text --------------------------------------------------------------------------------------------------------
 
 
-def _form(bundle: Bundle) -> None:
-    """An own text. What is wrong with it is said here, and the page goes on showing what it showed."""
-    own = st.session_state.get("text")
-    if own is not None and st.session_state.get("_typed_from") != own:  # it came with a link
-        st.session_state["_typed"], st.session_state["_typed_from"] = own.encode(errors="replace").decode(), own
-    elif "_typed" not in st.session_state:
-        st.session_state["_typed"] = own or ""
-    with st.form("own_text", border=False):
-        st.text_area(
-            "Your own text",
-            key="_typed",
-            height=96,
-            placeholder="Type or paste a text in any language, or code …",
-            help=TEXT_HELP,
-        )
-        st.form_submit_button("Analyse", type="primary", on_click=_take_own_text)
-    if problem := st.session_state.pop("_text_problem", None):
-        st.error(spans.md(_sentence(problem)), icon=":material/edit_off:")
+def _asked(bundle: Bundle, picks: list[Pick]) -> tuple[int | None, int | None]:
+    """(row of the stored text, or None for an own text; the chosen feature). A first visit opens the first example and its feature.
+
+    A feature that was chosen on another page, and is silent on the text that was here before, brings a text on which it fires.
+    """
+    state = st.session_state
+    feature = _chosen_feature(bundle)
+    if state.get("text") is not None:
+        return None, feature
+    wanted = state.get("document")
+    row = None if wanted is None else bundle.find_document(wanted)
+    if wanted is not None and row is None:
+        said = f"This bundle holds no text “{spans.md(wanted[:80])}”, which the link asks for; here is another."
+        st.warning(said, icon=":material/link_off:")
+    if row is None and feature is None:
+        text_choice.open_text(picks[0])
+        return picks[0].document, state.get("feature")
+    if feature is not None and (row is None or (state["_arrived"] and not _fires(bundle, row, feature))):
+        found = () if feature in picks[0].features else bundle.top_examples(feature, 1)
+        row = found[0].document if found else picks[0].document if row is None else row
+    state["document"] = bundle.documents["id"][row].as_py()
+    return row, feature
 
 
-def _take_own_text() -> None:
-    text = st.session_state["_typed"] or ""
-    try:
-        text_view.check_own_text(text)
-    except InputError as error:
-        st.session_state["_text_problem"] = str(error)
-        return
-    st.session_state["text"] = st.session_state["_typed_from"] = text
-    st.session_state["document"] = None
-
-
-def _examples(picks: list[Pick]) -> None:
-    """Stored texts, a click each."""
-    ids = {pick.id: pick.title for pick in picks}
-    current = None if st.session_state.get("text") is not None else st.session_state.get("document") or picks[0].id
-    st.session_state["_example"] = current if current in ids else None
-
-    def choose() -> None:
-        if chosen := st.session_state["_example"]:
-            st.session_state["document"], st.session_state["text"] = chosen, None
-
-    st.pills(
-        "Or look at an example",
-        list(ids),
-        format_func=lambda i: spans.md(ids[i]),
-        key="_example",
-        on_change=choose,
-        wrap=True,
-        help=EXAMPLES_HELP,
-    )
+def _fires(bundle: Bundle, row: int, feature: int) -> bool:
+    return bool(resources.get_document_trace(bundle, row).rows.column(feature).any())
 
 
 def _own_text(bundle: Bundle, own: str, feature: int | None, body) -> Shown | None:
@@ -143,30 +101,19 @@ def _own_text(bundle: Bundle, own: str, feature: int | None, body) -> Shown | No
         with body, st.spinner("Reading the text …", show_time=True):
             trace = resources.get_trace(bundle, own)
     except ExploreError as error:
-        body.error(spans.md(_sentence(str(error))), icon=":material/edit_off:")
+        body.error(spans.md(sentence(public_mode.shown(error))), icon=":material/edit_off:")
         return None
     digest = hashlib.blake2b(own.encode(), digest_size=8).hexdigest()
     return Shown(trace, f"{bundle.name}-{digest}", True, "Your text", None)
 
 
-def _stored_text(bundle: Bundle, row: int, feature: int | None) -> Shown:
-    """A text of the store, which needs no model."""
+def _stored_text(bundle: Bundle, row: int, feature: int | None, first: Pick) -> Shown:
+    """A text of the store, which needs no model. What a first visit shows has the bare address."""
     document_id, source, category = (bundle.documents[c][row].as_py() for c in ("id", "source", "category"))
-    untouched = feature is None and st.session_state.get("document") is None
+    untouched = row == first.document and feature == (first.features[0] if first.features else None)
     shell.write_link(bundle, bare=untouched, feature=feature, document=document_id)
     said = f"Stored text {spans.md(document_id)} ({spans.md(', '.join(dict.fromkeys(filter(None, (category, source)))))})"
     return Shown(resources.get_document_trace(bundle, row), f"{bundle.name}-{row}", False, said, document_id)
-
-
-def _document_row(bundle: Bundle, picks: list[Pick]) -> int:
-    """The stored text that was chosen, or the first example; says so if the chosen one is not here."""
-    wanted = st.session_state.get("document")
-    row = picks[0].document if wanted is None else bundle.find_document(wanted)
-    if row is None:
-        st.session_state["document"], row = None, picks[0].document
-        said = f"This bundle holds no text “{spans.md(wanted[:80])}”, which the link asks for; here is another."
-        st.warning(said, icon=":material/link_off:")
-    return row
 
 
 def _chosen_feature(bundle: Bundle) -> int | None:
@@ -176,18 +123,15 @@ def _chosen_feature(bundle: Bundle) -> int | None:
         return None if feature is None else bundle.check_feature(feature)
     except InputError as error:
         st.session_state.pop("feature")
-        st.warning(spans.md(_sentence(str(error))), icon=":material/link_off:")
+        st.warning(spans.md(sentence(str(error))), icon=":material/link_off:")
         return None
-
-
-def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")
 
 
 # ---- what fires on it --------------------------------------------------------------------------------------------------
 
 
-def _analysis(bundle: Bundle, shown: Shown, feature: int | None) -> None:
+def _analysis(bundle: Bundle, shown: Shown, feature: int | None, look_at: tuple[int, ...]) -> None:
+    """The coloured text, its features and the card of one; `look_at` are the features that the text is there for."""
     scale = text_view.scale_of(bundle)
     by, dense = feature_tables.stored_choices()
     rows = text_view.ranked(shown.trace, scale, by=by, dense=dense)
@@ -195,6 +139,7 @@ def _analysis(bundle: Bundle, shown: Shown, feature: int | None) -> None:
     found = None if position is None else text_view.token_features(shown.trace, position, scale, by=by, dense=dense)
     left, right = st.columns(WIDE, gap="medium")
     with left:
+        text_choice.colour_choice(bundle, list(look_at or _notable(bundle, rows)), feature)
         _tokens(bundle, shown, scale, feature, position, dense)
         if found is None:
             st.subheader("Features on this text", anchor=False)
@@ -205,16 +150,20 @@ def _analysis(bundle: Bundle, shown: Shown, feature: int | None) -> None:
     with right:
         best = rows if found is None else found
         if feature is not None:
-            with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center"):
-                st.caption("Chosen feature", width="content")
-                st.button("Clear", icon=":material/close:", type="tertiary", on_click=lambda: st.session_state.pop("feature", None))
-            feature_panel(bundle, feature, trace=shown.trace)
+            feature_panel(bundle, feature, trace=shown.trace, kicker="The chosen feature")
         elif len(best.feature):
             kicker = f"Strongest on this {'text' if found is None else 'token'}"
             feature_panel(bundle, int(best.feature[0]), trace=shown.trace, kicker=kicker)
     text_extras.feature_map(bundle, shown.trace, rows, position)
     name = f"{bundle.name}-{'text' if shown.own else shown.document_id.replace('/', '-')}"
     text_extras.downloads(bundle, shown.trace, name, by=by)
+
+
+def _notable(bundle: Bundle, rows: text_view.Ranked) -> list[int]:
+    """Features to colour a text by that was not chosen for some: those that say most, else those that rank first."""
+    labels = text_view.labels_of(bundle, rows.feature)
+    found = list(notable(rows.feature, np.nan_to_num(rows.share), resources.get_worth(bundle), labels, _LOOK_AT))
+    return found or rows.feature[:_LOOK_AT].tolist()
 
 
 def _chosen_token(shown: Shown) -> int | None:
@@ -229,15 +178,14 @@ def _tokens(bundle: Bundle, shown: Shown, scale: text_view.Scale, feature: int |
     n = len(trace.tokens)
     column = trace.rows.column(feature) if feature is not None else np.zeros(n)
     if column.any():
-        st.markdown(f"Colour: **feature {feature}** – {spans.md(bundle.label(feature))}")
         shares = np.nan_to_num(text_view.shares(column, np.full(n, scale.maxima[feature])))
         levels = [spans.strength(float(share), 1.0) for share in shares]
         fired = [
             _fired(feature, value, share) if value else f"feature {feature}: silent" for value, share in zip(column, shares, strict=True)
         ]
     else:
-        silent = f"Feature {feature} is silent on this text. " if feature is not None else ""
-        st.markdown(f"{silent}Colour: each token's **strongest feature**", help=STRONGEST_HELP)
+        if feature is not None:
+            _silent(bundle, feature)
         best = text_view.strongest(trace, scale, dense=dense)
         levels = best.share**2  # most tokens have some feature near its maximum: squares keep the strongest ones apart
         labels = text_view.labels_of(bundle, np.maximum(best.feature, 0))
@@ -259,6 +207,14 @@ def _tokens(bundle: Bundle, shown: Shown, scale: text_view.Scale, feature: int |
     st.caption(_about_text(shown))
 
 
+def _silent(bundle: Bundle, feature: int) -> None:
+    """The chosen feature does not fire here: say so, and where it does."""
+    st.markdown(f"Feature {feature} is **silent** on this text; the colours show each token's strongest feature.")
+    if found := bundle.top_examples(feature, 1):
+        query = links.query_of(bundle=bundle.name, feature=feature, document=found[0].document_id)
+        st.page_link(shell.page_named("text"), label="Show a text on which it fires", icon=":material/arrow_forward:", query_params=query)
+
+
 def _fired(feature: int, value: float, share: float) -> str:
     return f"feature {feature} at {value:.2f}" + (f", {wording.percent(share)} of its maximum" if share else "")
 
@@ -278,7 +234,7 @@ def _about_text(shown: Shown) -> str:
         said.append(f"Grey and ignored: {' and '.join(reasons)}.")
     if shown.own and not links.fits_link(trace.text):
         said.append("A text of this length does not travel in the page's address: a copied link opens without it.")
-    return " ".join(said)
+    return " ".join([*said, "Click a token to see all that fires on it."])
 
 
 def _one_token(bundle: Bundle, shown: Shown, position: int, found: text_view.TokenFeatures, feature: int | None) -> None:

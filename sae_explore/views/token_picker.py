@@ -27,21 +27,29 @@ _CSS = """
 .on { box-shadow: 0 0 0 2px var(--st-primary-color); }
 """ + spans.colours()
 
-_JS = """
+PIECES_JS = """
+function fill(span, pieces) {
+  for (const [kind, string] of pieces) {
+    if (kind === "text") span.append(document.createTextNode(string));
+    else {
+      const inner = document.createElement("span");
+      inner.className = kind;
+      inner.textContent = string;
+      span.append(inner);
+    }
+  }
+}
+"""
+
+_JS = (
+    PIECES_JS
+    + """
 function draw(root, data) {
   const rows = document.createDocumentFragment();
   data.tokens.forEach((pieces, i) => {
     const span = document.createElement("span");
     span.dataset.i = i;
-    for (const [kind, string] of pieces) {
-      if (kind === "text") span.append(document.createTextNode(string));
-      else {
-        const inner = document.createElement("span");
-        inner.className = kind;
-        inner.textContent = string;
-        span.append(inner);
-      }
-    }
+    fill(span, pieces);
     rows.append(span);
   });
   root.replaceChildren(rows);
@@ -85,6 +93,7 @@ export default function (component) {
   };
 }
 """
+)
 
 _HTML = '<div class="run" role="group" aria-label="Tokens"></div>'
 _component = st.components.v2.component("sae_token_picker", html=_HTML, css=_CSS, js=_JS)
