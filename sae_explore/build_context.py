@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -15,12 +14,10 @@ from sae_explore import bundle
 from sae_explore.build import BuildRequest, Report, Work
 from sae_explore.dataset import is_held_out
 from sae_explore.errors import InputError
+from sae_explore.given_sae import read_given_sae
 from sae_explore.model import LanguageModel, load_model
 from sae_explore.model_sources import ModelSource, resolve_model
 from sae_explore.sae import Sae
-from sae_explore.sae_conventions import centring, notes_of, repository_of
-from sae_explore.sae_formats import load_sae
-from sae_explore.sae_sources import resolve_sae
 from sae_explore.tracer import bundle_sae
 from sae_explore.types import HookPoint
 
@@ -35,38 +32,13 @@ class Context:
         self.request, self.cache, self.work, self._report = request, cache, work, report
         self.out = work.out
         self.device = _device(request.device)
-        self.foreign = self._given_sae() if request.sae else None
+        self.foreign = read_given_sae(request, work, lambda text, share: self.report("sae", text, share)) if request.sae else None
         spec = self.foreign.spec if self.foreign else None
         self.hook = HookPoint.parse(spec.hook if spec else request.hook)
         self.window = spec.context if spec else request.context
 
     def report(self, stage: str, text: str, share: float | None = None) -> None:
         self._report(stage, text, share)
-
-    def _given_sae(self) -> Sae:
-        """The SAE of the request, its place in the model settled; InputError if the request and its files do not agree about that."""
-        request = self.request
-        found = resolve_sae(request.sae, hook=request.hook, report=lambda text, share: self.report("sae", text, share))
-        self.work.same(f"the SAE in {request.sae}", found.fingerprint)
-        sae = load_sae(found.path, source=found.name, repository=found.repository, center=request.center)
-        spec = sae.spec
-        if not spec.hook and not request.hook:
-            raise InputError(f"the files of the SAE {request.sae} do not say where in the model it reads; say it with --hook")
-        if spec.hook and request.hook and HookPoint.parse(spec.hook).depth != HookPoint.parse(request.hook).depth:
-            raise InputError(
-                f"the SAE {request.sae} reads {spec.hook}, but --hook says {request.hook}; leave --hook out or choose another SAE"
-            )
-        _, why = centring(request.center, spec, found.repository or repository_of(str(found.path)))
-        return replace(
-            sae,
-            spec=replace(
-                spec,
-                hook=spec.hook or request.hook,
-                context=spec.context or request.context,
-                revision=found.revision,
-                notes=notes_of(spec, why_centred=why),
-            ),
-        )
 
     @cached_property
     def source(self) -> ModelSource:

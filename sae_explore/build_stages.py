@@ -6,7 +6,7 @@ No stage holds anything of size tokens x latents or tokens x d_model beyond a bl
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 import numpy as np
 import pyarrow as pa
@@ -16,24 +16,21 @@ import torch
 from sae_explore import activation_store, bundle, encoding
 from sae_explore.activation_store import ActivationStore, StoreWriter
 from sae_explore.build_context import TRAIN_DOCUMENTS, Context, tokenized, training_split
-from sae_explore.collect import capacity_of, collect_activations, ignored_rows, median_norm_of, residual_blocks, static_ignored
+from sae_explore.collect import capacity_of, collect_activations, ignored_rows, residual_blocks, static_ignored
 from sae_explore.dataset import load_texts
 from sae_explore.diagnosis import warnings_for
-from sae_explore.errors import InputError, SaeError
+from sae_explore.errors import InputError
 from sae_explore.evaluation import EVALUATED_TOKENS, evaluate
 from sae_explore.feature_table import build_features
+from sae_explore.given_sae import write_given_sae
 from sae_explore.metrics import evaluate_reconstruction
 from sae_explore.model import load_full_model
-from sae_explore.sae import Sae
 from sae_explore.sae_conventions import units_of
 from sae_explore.sae_formats import save_sae
 from sae_explore.tensor_file import read_tensors, write_tensors
 from sae_explore.tracer import bundle_sae
 from sae_explore.train import Progress, TrainConfig, train_topk
 from sae_explore.types import SaeSpec
-
-_L0_TOKENS = 4_096  # on which the number of active latents is measured before a store is built
-_MOST_OF_K = 3.0  # BatchTopK SAEs have k active latents on average over their own training texts
 
 # ---- texts and tokens --------------------------------------------------------------------------------------------------
 
@@ -90,46 +87,7 @@ def stage_tokens(context: Context) -> dict:
 
 def stage_sae(context: Context) -> dict:
     """Write sae/: read from a folder, or trained."""
-    return _foreign_sae(context) if context.foreign else _trained_sae(context)
-
-
-def _foreign_sae(context: Context) -> dict:
-    sae, model = context.foreign, context.model
-    if sae.spec.d_in != model.d_model:
-        named = f" Its files name {sae.spec.model}." if sae.spec.model else ""
-        raise InputError(
-            f"the SAE reads {sae.spec.d_in} dimensions, but {context.source.display} has {model.d_model}; is it made for this model?{named}"
-        )
-    sae = replace(sae, spec=replace(sae.spec, **_as_read(context)))
-    save_sae(sae, context.out / bundle.SAE_FOLDER, dtype=getattr(torch, context.request.weights))
-    for first, last, rows in residual_blocks(model, context.ids_of, context=context.window, bos=context.bos):
-        static = static_ignored(context.ids_of[first:last], model.vocabulary.special, context=context.window, bos=context.bos)
-        if median := median_norm_of(rows, static):
-            _check_l0(sae.to(model.device), rows[~ignored_rows(rows, static, median)])
-            return {"spec": asdict(sae.spec), "train": None, "median_norm": median, "held_out": None}
-    raise InputError("the texts hold nothing but special tokens and first positions of windows, which are left out; give longer ones")
-
-
-def _as_read(context: Context) -> dict:
-    """What the SAE's files left open and the model has settled."""
-    spec = context.foreign.spec
-    if spec.prepend_bos is not None:
-        return {}
-    said = "its files do not say whether windows begin with a BOS; they are read with" + ("" if context.bos else "out")
-    return {"prepend_bos": context.bos, "notes": (*spec.notes, f"{said} one, as the model's tokenizer does")}
-
-
-def _check_l0(sae: Sae, rows: torch.Tensor) -> None:
-    """Refuse an SAE of which many more latents are active on the first tokens than its k: its files are not what they say (SAELens#553)."""
-    if not sae.spec.k:
-        return
-    rows = rows[:_L0_TOKENS]
-    l0 = len(sae.encode(rows)[0].features) / max(len(rows), 1)
-    if l0 > _MOST_OF_K * sae.spec.k:
-        raise SaeError(
-            f"{l0:.1f} latents of the {sae.spec.architecture} SAE are active on a token, but its k is {sae.spec.k}: "
-            "its files are not what they say, or it is not of this model at this hook"
-        )
+    return write_given_sae(context) if context.foreign else _trained_sae(context)
 
 
 def _trained_sae(context: Context) -> dict:

@@ -9,9 +9,11 @@ from test_uploads import TEXTS, file_of
 
 from sae_explore import build_jobs, default_bundle, resources
 from sae_explore.build import BuildRequest, work_folder
+from sae_explore.build_jobs import Job
 from sae_explore.build_progress import job_folder, process_mark, write_end
 from sae_explore.bundle_files import write_json
 from sae_explore.presets import request_for
+from sae_explore.views.build_status import seconds_left, share_done
 
 pytest_plugins = ["bundle_fixtures"]
 GONE = {"pid": 2**22 + 1, "mark": "1"}  # no process has this number
@@ -210,8 +212,22 @@ def test_a_running_build_is_seen_by_everybody_and_nothing_else_can_be_begun(cach
     assert "Building mine" in shown
     assert "explained variance 0.612" in shown
     assert [b.key for b in at.button if b.key in ("build_start", "build_cancel")] == ["build_cancel"]
-    bars = [bar.proto.value for bar in at.get("progress")]
-    assert bars == [40, 50]  # 10 of 100 expected seconds and half of 60; half of this stage
+    assert [bar.proto.value for bar in at.get("progress")][1:] == [50]  # of the stage
+
+
+def test_what_is_left_follows_from_the_pace_so_far():
+    expected = {"model": 10.0, "sae": 60.0, "store": 20.0, "features": 5.0, "metrics": 5.0}
+    facts = {"started": 1_000.0, "expected": expected, "seconds": {"texts": 3.0, "model": 20.0}}
+    job = Job("b", "running", None, stage="sae", share=0.25, part_started=1_030.0, **facts)
+    # 10 s for a quarter leave 30 s; loading took twice as long as expected, so the 30 s after it will, too
+    assert seconds_left(job, 1_040.0) == 30 + 2 * 30
+    assert share_done(job, 1_040.0) == 40 / 130
+    job = Job("b", "running", None, stage="sae", share=None, part_started=1_030.0, **facts)  # nothing known of this stage yet
+    assert seconds_left(job, 1_040.0) == 2 * 60 + 2 * 30
+    job = Job("b", "running", None, stage="features", started=1_000.0)  # begun in a terminal: nothing was expected
+    assert seconds_left(job, 1_040.0) is None
+    assert share_done(job, 1_040.0) == 5 / 8
+    assert share_done(Job("b", "running", None, started=1_000.0), 1_040.0) == 0
 
 
 @pytest.mark.parametrize(
@@ -295,4 +311,4 @@ def test_gpt2_that_is_being_built_is_said_on_every_page(cache):
     plant(cache, "gpt2", state="running", request=request_for("gpt2"))
     at = open_page("about")
     links = [link.proto.label for link in at.sidebar.get("page_link")]
-    assert any("GPT-2 is being built: 40%" in label for label in links), links
+    assert any("GPT-2 is being built: " in label for label in links), links

@@ -42,11 +42,8 @@ def test_opened_by_name_where_the_cache_is(tiny_cache, monkeypatch):
 def test_a_card_holds_everything(tiny, busy):
     card = tiny.card(busy, top=3)
     assert (card.ref.bundle, card.ref.feature) == ("tiny", busy)
-    assert card.row == tiny.row(busy) == tiny.features.slice(busy, 1).to_pylist()[0] | {
-        "automatic_label": tiny.automatic_label(busy),
-        "human_label": None,
-        "own_label": None,
-    }
+    stored = tiny.features.slice(busy, 1).to_pylist()[0]
+    assert card.row == tiny.row(busy) == stored | {"automatic_label": stored["label"], "human_label": None, "own_label": None}
     assert card.row["label"] == tiny.label(busy)
     assert (len(card.top), len(card.random)) == (3, 8)
     assert (card.lens_convention, len(card.positive), len(card.negative)) == (tiny.lens_default, 15, 15)

@@ -29,7 +29,7 @@ def test_seconds_of_a_trained_sae():
     sae = 100 * FORWARD + 300 * (ENCODE + 500 * 2 * 10) + steps * 1_000 * 50 * 10 + 1.5 * 100 * (FORWARD + ENCODE)
     whole = 2 * (4 * 1_200 + 100 * 10) / 0.65
     expected = {
-        "model": 3e6,
+        "model": 2e6,
         "sae": sae / 1e6,
         "store": 100 * (FORWARD + ENCODE) / 1e6,
         "features": (8 * 50 * 10 * 100 + 2 * 50 * 50 * 10) / 1e6,

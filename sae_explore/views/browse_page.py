@@ -11,7 +11,7 @@ from sae_explore.browse import COLUMNS, Filter, kept, ordered
 from sae_explore.bundle import Bundle
 from sae_explore.scores import SCORES, known_scores
 from sae_explore.spans import md
-from sae_explore.views import shell
+from sae_explore.views import export_buttons, shell
 from sae_explore.views.feature_panel import feature_panel
 from sae_explore.wording import KIND_WORDS, count_of, percent
 
@@ -62,6 +62,7 @@ def render(bundle: Bundle) -> None:
             help="First the features with clear labels that are not too common. A click on a column's head sorts by it.",
         )
         chosen = _table(frame, rows, wanted, chosen_columns) if len(rows) else _nothing(wanted)
+        export_buttons.table_buttons(bundle)
     with right:
         _density(frame, wanted)
         if chosen is None:

@@ -88,7 +88,9 @@ def _model() -> ModelFacts | None:
         st.caption("This model is not on this machine; how many layers it has, the Hub knows.")
         return None
     where = "on this machine" if facts.here else "to be fetched"
-    st.caption(f"{md(facts.display)}: {count_of(facts.layers, 'layer')}, {facts.parameters / 1e6:,.0f} M parameters, {where}.")
+    st.caption(
+        f"{md(facts.display)}: {count_of(facts.layers, 'layer')}, {facts.parameters / 1e6:,.{0 if facts.parameters >= 1e7 else 1}f} M parameters, {where}."
+    )
     return facts
 
 

@@ -46,10 +46,9 @@ def running_build(name: str) -> None:
         st.subheader(f"Building {md(name)}", anchor=False)
         _about(job)
         now = time.time()
-        done = share_done(job)
         left = seconds_left(job, now)
         words = f"{time_words(now - job.started)} so far" + (f", about {time_words(left)} left" if left is not None else "")
-        st.progress(done, text=words)
+        st.progress(share_done(job, now), text=words)
         _stages(job)
         if now - job.ended > _SILENT:
             st.caption(f":material/hourglass_empty: No news for {now - job.ended:.0f} seconds: the machine may be very busy.")
@@ -85,18 +84,13 @@ def _seconds(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 60 else time_words(seconds)
 
 
-def _stage_share(job: Job) -> float:
-    """Of the time that the running stage is expected to take."""
-    return min(1.0, job.share or 0.0)
-
-
-def share_done(job: Job) -> float:
-    """Of the whole build, stages weighed by the time they were expected to take, or equally where that is not known."""
-    weights = {stage: job.expected.get(stage, 0.0) if job.expected else 1.0 for stage in _ORDER}
-    total = sum(weights.values()) or 1.0
-    at = _ORDER.index(job.stage) if job.stage in _ORDER else 0
-    before = sum(weights[stage] for stage in _ORDER[:at])
-    return min(1.0, (before + weights[_ORDER[at]] * _stage_share(job)) / total)
+def share_done(job: Job, now: float | None = None) -> float:
+    """Of the time that the whole build takes, as far as that can be told."""
+    now = time.time() if now is None else now
+    left, ran = seconds_left(job, now), max(0.0, now - job.started)
+    if left is not None:
+        return ran / max(ran + left, 1e-9)
+    return _ORDER.index(job.stage) / len(_ORDER) if job.stage in _ORDER else 0.0
 
 
 def seconds_left(job: Job, now: float) -> float | None:

@@ -10,7 +10,7 @@ from sae_explore.browse import start_feature
 from sae_explore.bundle import Bundle
 from sae_explore.spans import md
 from sae_explore.types import FeatureCard
-from sae_explore.views import feature_sections, feature_test, shell
+from sae_explore.views import export_buttons, feature_sections, feature_test, notes_widgets, shell
 from sae_explore.wording import KIND_WORDS, count_of, density_words, label_origin, mark_help, percent, shown_label
 
 _NUMBER = "_feature_number"  # key of the number box
@@ -27,6 +27,9 @@ def render(bundle: Bundle) -> None:
     _label(bundle, card.row)
     _navigation(bundle, feature)
     _facts(bundle, card.row)
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
+        notes_widgets.own_words(bundle, feature)
+        export_buttons.feature_buttons(bundle, feature)
     if card.row["count"]:
         left, right = st.columns([7, 5], gap="large")
         with left:
