@@ -40,7 +40,7 @@ STYLE = """
 .sx.ex .x { padding: .32rem 0; border-bottom: 1px solid rgba(128,128,128,.16); min-width: 0; }
 .sx.ex .c { color: rgba(128,128,128,.95); font-size: .78rem; margin-left: .5rem; white-space: nowrap; }
 .sx .chip { display: inline-block; border: 1px solid rgba(128,128,128,.35); border-radius: 4px; padding: 0 .35rem; margin: 0 .3rem .3rem 0;
-            font-family: monospace; font-size: .82rem; line-height: 1.6; white-space: pre; }
+            font-family: monospace; font-size: .82rem; line-height: 1.6; white-space: pre-wrap; max-width: 100%; overflow-wrap: anywhere; }
 .sx.sc { display: grid; grid-template-columns: max-content minmax(2rem, 4.5rem) 2.2rem minmax(0, 1fr); column-gap: .6rem; row-gap: .2rem;
          align-items: center; font-size: .88rem; line-height: 1.5; }
 .sx.sc .bar { height: .5rem; border-radius: 3px; background: rgba(128,128,128,.22); }

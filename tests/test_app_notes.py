@@ -263,7 +263,7 @@ def test_a_damaged_file_is_named_on_this_page_and_no_other_page_suffers(tiny, st
     store.path.parent.mkdir()
     store.path.write_text("no json")
     assert "labels/tiny.json cannot be read" in unescaped(open_page("lists").error[0].value)
-    assert not open_page("feature", feature="5").error
+    assert not open_page("browse").error
     assert store.path.read_text() == "no json"
 
 

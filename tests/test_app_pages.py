@@ -211,12 +211,17 @@ def test_an_unknown_feature_is_named_and_another_shown(tiny, asked, said):
     assert at.query_params["feature"] in (str(shown), [str(shown)])
 
 
+def test_box(at):
+    """The text area under "Does my text activate it?"; another one is for the visitor's note."""
+    return next(area for area in at.text_area if "activate" in area.placeholder)
+
+
 def test_own_text_is_coloured_by_the_feature_and_stays(tiny):
     text = "The old map shows 3 rivers.\nNobody knows <b>why</b>."
     trace = Tracer.load(tiny).trace(text)
     hit = trace.hits()[0]
     at = open_page("feature", feature=str(hit.feature))
-    at.text_area[0].set_value(text)
+    test_box(at).set_value(text)
     at = run({b.label: b for b in at.button}["Test"].click())
     assert f"**{hit.max:.2f}**" in texts_of(at)
     assert f"Fires on {hit.count} of " in texts_of(at)
@@ -230,10 +235,10 @@ def test_own_text_is_coloured_by_the_feature_and_stays(tiny):
 
 def test_an_unreadable_own_text_is_a_sentence(tiny):
     at = open_page("feature", feature="5")
-    at.text_area[0].set_value("a\0" * 50)
+    test_box(at).set_value("a\0" * 50)
     at = run({b.label: b for b in at.button}["Test"].click())
     assert "binary" in at.error[0].value
-    at.text_area[0].set_value("  ")
+    test_box(at).set_value("  ")
     at = run({b.label: b for b in at.button}["Test"].click())
     assert "no text yet" in texts_of(at)
 
@@ -274,7 +279,7 @@ def test_no_string_from_outside_becomes_markup(hostile, page):
     if page == "browse":
         at = select_row(at, 0)
     bodies = [b.proto.body for b in at.get("html") if "<style>" not in b.proto.body]
-    assert not [b for b in bodies if re.search(r"<(?!/?(?:div|span)\b)", b)]
+    assert not [b for b in bodies if re.search(r"<(?!/?(?:div|span)\b|i style=\"width: \d+%\">|/i>)", b)]
     for chart in at.get("plotly_chart"):
         assert "<b>" not in chart.proto.spec.replace("<br>", "")
         assert "<script" not in chart.proto.spec

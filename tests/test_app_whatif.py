@@ -201,7 +201,7 @@ def test_of_a_long_text_the_window_around_the_strongest_token_is_read(tiny, lab)
     trace = lab.tracer.trace(text[:1500])
     start, stop = lab.window(len(trace.tokens), int(trace.rows.column(hit.feature).argmax()))
     assert stop - start == lab.limit
-    assert f"{len(trace.tokens):,} tokens; the model reads {lab.limit} of them" in texts_of(at)
+    assert f"{len(trace.tokens):,} tokens; the model reads tokens {start} to {stop - 1} of it" in texts_of(at)
     reading = lab.read(text[:1500], start, stop)
     expect_effect(at, reading, lab.effect(reading, [Edit(hit.feature, "ablate")]))
 

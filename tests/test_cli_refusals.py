@@ -47,7 +47,7 @@ def test_a_feature_that_is_not_there(refused, index):
         (["build", "x", "--latents", "10", "--k", "11"], "k = 11 is more than the number of latents, 10"),
         (["build", "x", "--texts", "nowhere.txt"], "there is no file 'nowhere.txt'"),
         (["build", "x", "--hook", "layer 6"], "hook 'layer 6' is not understood"),
-        (["build", "x", "--sae", "/nowhere"], "/nowhere is no SAE folder"),
+        (["build", "x", "--sae", "/nowhere"], "there is no SAE folder '/nowhere'"),
     ],
 )
 def test_wrong_arguments(refused, command, message):

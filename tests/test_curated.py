@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -196,3 +197,17 @@ def test_a_bundle_without_the_file_offers_its_clearest_features_by_kind(folder):
         by_theme.setdefault(start.theme, []).append(start.label)
     assert not {"No clear pattern", "Never fires"} & set(by_theme)
     assert all(len(set(labels)) == len(labels) <= 2 for labels in by_theme.values())
+
+
+def test_the_demos_list_fits_the_demo(caplog):
+    """Every entry is taken, the list is long enough, and each text is lit strongly by the features that it is there for."""
+    folder = Path(__file__).resolve().parents[1] / "cache" / "demo"
+    demo, written = Bundle(folder), json.loads((folder / FILE).read_text(encoding="utf-8"))
+    assert not caplog.records
+    assert len(demo.curated.features) == len(written["features"]) >= 40
+    assert len(demo.curated.texts) == len(written["texts"]) >= 6
+    assert all(demo.row(f.feature)["count"] for f in demo.curated.features)
+    for text in demo.curated.texts:
+        trace = demo.document_trace(text.document)
+        for number in text.features:
+            assert trace.rows.column(number).max() >= 0.4 * demo.maxima[number], (text.title, number)

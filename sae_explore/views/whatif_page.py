@@ -141,7 +141,7 @@ def _tools(bundle: Bundle, feature: int, also: list[int], trace: TextTrace) -> N
     scene = Scene(bundle, piece, trace, (feature, *others), f"{bundle.name}-{hash(piece) & 0xFFFFFFFF:08x}")
     st.markdown(ABOUT[tool])
     if tool in ("change", "borrow") and len(scene) < len(trace.tokens):
-        st.caption(f"The text has {len(trace.tokens):,} tokens; the model reads {len(scene)} of them here, from number {piece.start} on.")
+        st.caption(f"The text has {len(trace.tokens):,} tokens; the model reads tokens {piece.start} to {piece.stop - 1} of it here.")
     module = __import__(f"sae_explore.views.whatif_{tool}", fromlist=["render"])
     module.render(scene)
 
