@@ -15,7 +15,7 @@ from sae_explore.bundle import Bundle
 from sae_explore.diverse import clarity
 from sae_explore.scores import SCORES, known_scores
 from sae_explore.spans import dotted
-from sae_explore.wording import OWN
+from sae_explore.wording import CHECKED
 
 COLUMNS = ("feature", "label", "confidence", "density", "max", "peak", "lens", "kind")
 """What can be shown beside `score_NAME`; the frame also holds `count`, `clarity` (see `diverse`) and `search`."""
@@ -48,15 +48,15 @@ def feature_frame(bundle: Bundle) -> pd.DataFrame:
     table["search"] = (table["label"] + "\0" + table["peak"] + "\0" + table["lens"]).str.casefold()
     table["peak"] = table["peak"].map(dotted)
     table["clarity"] = clarity(bundle.features, bundle.manifest["features"]["dense_above"])
-    return table
+    return with_labels(table, bundle.human_labels, CHECKED)
 
 
-def with_own_labels(frame: pd.DataFrame, own: Mapping[int, str]) -> pd.DataFrame:
-    """The frame as one visitor sees it: with labels of their own, which are found by searching too. The frame itself stays as it is."""
-    found, rows = frame.copy(deep=False), list(own)
+def with_labels(frame: pd.DataFrame, labels: Mapping[int, str], mark: str) -> pd.DataFrame:
+    """The frame with a person's labels, marked as such and found by searching too. The frame that is given stays as it is."""
+    found, rows = frame.copy(deep=False), list(labels)
     for column, texts in (
-        ("label", [f"{own[f]} {OWN}" for f in rows]),
-        ("search", [f"{own[f].casefold()}\0{frame['search'].iat[f]}" for f in rows]),
+        ("label", [f"{labels[f]} {mark}" for f in rows]),
+        ("search", [f"{labels[f].casefold()}\0{frame['search'].iat[f]}" for f in rows]),
     ):
         changed = frame[column].copy()
         changed.iloc[rows] = texts

@@ -20,7 +20,7 @@ import streamlit as st
 from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 from sae_explore import bundle_files, curated, default_bundle, public_mode, shared_bundles
-from sae_explore.browse import feature_frame, with_own_labels
+from sae_explore.browse import feature_frame, with_labels
 from sae_explore.bundle import Bundle
 from sae_explore.diverse import clarity, diverse_features
 from sae_explore.edits import Attribution, Edit, Effect
@@ -31,6 +31,7 @@ from sae_explore.quality import StoreQuality, store_quality
 from sae_explore.showcase import Pick, Start, openings, starts, worth_of_features
 from sae_explore.tokens import MAX_TEXT_TOKENS
 from sae_explore.types import FeatureCard, TextTrace
+from sae_explore.wording import OWN
 
 log = logging.getLogger(__name__)
 _STEP = 0.25  # seconds between two looks at a job that is waited for
@@ -119,7 +120,7 @@ def _frame(name: str, version: int) -> pd.DataFrame:
 def get_frame(bundle: Bundle) -> pd.DataFrame:
     """The table of all features (see `browse`), shared: not to be changed."""
     frame = _frame(bundle.name, version_of(bundle.name))
-    return with_own_labels(frame, bundle.own_labels) if bundle.own_labels else frame
+    return with_labels(frame, bundle.own_labels, OWN) if bundle.own_labels else frame
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)

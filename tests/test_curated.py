@@ -7,9 +7,11 @@ import logging
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from sae_explore import curated, showcase, text_view, wording
+from sae_explore.browse import Filter, feature_frame, kept
 from sae_explore.bundle import Bundle
 from sae_explore.curated import FILE, Curated, CuratedFeature, CuratedText
 from sae_explore.json_output import feature_json, trace_json
@@ -211,3 +213,11 @@ def test_the_demos_list_fits_the_demo(caplog):
         trace = demo.document_trace(text.document)
         for number in text.features:
             assert trace.rows.column(number).max() >= 0.4 * demo.maxima[number], (text.title, number)
+
+
+def test_browse_shows_and_finds_the_checked_label(folder, tiny_cache):
+    shown = feature_frame(write(folder, features=[{"feature": 5, "label": "Rivers of Gold", "theme": "World"}]))
+    plain = feature_frame(Bundle(tiny_cache / "tiny"))
+    assert shown["label"].iat[5] == f"Rivers of Gold {wording.CHECKED}"
+    assert shown["label"].drop(5).equals(plain["label"].drop(5))
+    assert np.flatnonzero(kept(shown, Filter(query="rivers of gold", dense_above=None, hide_dead=False))).tolist() == [5]
