@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import streamlit as st
 
-from sae_explore import resources
+from sae_explore import links, resources
 from sae_explore.browse import start_feature
 from sae_explore.bundle import Bundle
 from sae_explore.spans import md
@@ -30,6 +30,9 @@ def render(bundle: Bundle) -> None:
     with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
         notes_widgets.own_words(bundle, feature)
         export_buttons.feature_buttons(bundle, feature)
+        if card.row["count"]:
+            query = links.query_of(bundle=bundle.name, feature=feature)
+            st.page_link(shell.page_named("whatif"), label="What if it were off?", icon=":material/experiment:", query_params=query)
     if card.row["count"]:
         left, right = st.columns([7, 5], gap="large")
         with left:
