@@ -211,7 +211,7 @@ def test_an_unknown_feature_is_named_and_another_shown(tiny, asked, said):
     assert at.query_params["feature"] in (str(shown), [str(shown)])
 
 
-def test_box(at):
+def own_text_box(at):
     """The text area under "Does my text activate it?"; another one is for the visitor's note."""
     return next(area for area in at.text_area if "activate" in area.placeholder)
 
@@ -221,7 +221,7 @@ def test_own_text_is_coloured_by_the_feature_and_stays(tiny):
     trace = Tracer.load(tiny).trace(text)
     hit = trace.hits()[0]
     at = open_page("feature", feature=str(hit.feature))
-    test_box(at).set_value(text)
+    own_text_box(at).set_value(text)
     at = run({b.label: b for b in at.button}["Test"].click())
     assert f"**{hit.max:.2f}**" in texts_of(at)
     assert f"Fires on {hit.count} of " in texts_of(at)
@@ -235,10 +235,10 @@ def test_own_text_is_coloured_by_the_feature_and_stays(tiny):
 
 def test_an_unreadable_own_text_is_a_sentence(tiny):
     at = open_page("feature", feature="5")
-    test_box(at).set_value("a\0" * 50)
+    own_text_box(at).set_value("a\0" * 50)
     at = run({b.label: b for b in at.button}["Test"].click())
     assert "binary" in at.error[0].value
-    test_box(at).set_value("  ")
+    own_text_box(at).set_value("  ")
     at = run({b.label: b for b in at.button}["Test"].click())
     assert "no text yet" in texts_of(at)
 
