@@ -43,7 +43,7 @@ _CONFIG = {
         for name, score in SCORES.items()
     },
 }
-_LABEL_WIDTH, _NARROW = 285, 215  # with the columns that are always there, and beside others
+_LABEL_WIDTH, _NARROW = 285, 200  # with the columns that are always there, and beside others
 _BY_CHOICE = {"peak": "Peak token", "lens": "Writes", "max": "Max", "kind": "The label names"}
 
 
