@@ -7,6 +7,7 @@ with blocks of P parameters and width d, up to a hook after `depth` blocks, in w
     encode           2 d L                                   L latents
     training step    2 d L + 500 k d                         the encoder's product; the sparse rest is bound by memory, not arithmetic
     a step's update  1000 L d                                Adam and the decoder's unit rows, whatever the batch
+    features         8 L d V + 1e9 L                         vocabulary of V tokens; the rest are examples and labels
 
 The forward runs at about 0.65 of the bare product's rate (measured, see the README), and the factors 500 and 1000 are what the rest takes
 in products' time on the machines it was measured on. All of it is good to about a factor of two.
@@ -35,8 +36,9 @@ from sae_explore.types import HookPoint
 CHARACTERS_PER_TOKEN = 4.3  # of English, with vocabularies of some 50,000
 _FORWARD = 0.65  # of the bare product's rate
 _SPARSE, _UPDATE = 500, 1_000  # see above
-_LENS = 12 * 2  # operations a (latent, vocabulary entry, dimension): three conventions, each with its lists and statistics
-_FIXED = 2e12  # operations' worth of starting, loading the model twice and writing files: some ten seconds on two cores
+_LENS = 8  # a (latent, vocabulary entry, dimension): three products, with their lists and statistics
+_LATENT = 1e9  # a latent: its examples are read and it is named, some five milliseconds on two cores
+_FIXED = 1e12  # starting, loading the model twice and writing files: some five seconds on two cores
 _HUB_TEXT, _HUB_TEXTS = 1_000, 1_000  # characters of a text, and texts, where nothing says more
 _DIVERSE_CHARACTERS = {"news": 240, "reviews": 1_300, "science": 950, "encyclopedia": 1_700}  # of a text, on average
 _FIRING = 60  # latents active on a token of a published SAE that is no TopK SAE (published: 10 to 70)
@@ -76,6 +78,10 @@ class Estimate:
     @property
     def total(self) -> float:
         return sum(self.seconds.values())
+
+    def fits(self, machine: Machine) -> bool:
+        """Whether there is room for it."""
+        return self.disk <= machine.disk and (machine.memory is None or self.memory <= machine.memory)
 
 
 def amount_of(spec: str) -> Amount:
@@ -123,7 +129,7 @@ def estimate(
         + steps * _UPDATE * L * d
         + (1.5 * min(train_tokens, EVALUATED_TOKENS) * (forward + encode) if trained else _BLOCK * forward),
         "store": tokens * overlap * (forward + encode),
-        "features": _LENS * L * d * facts.vocabulary / 3 + 2 * L * L * d,
+        "features": L * (_LATENT + _LENS * d * facts.vocabulary + 2 * L * d),
         "metrics": judged * overlap * (forward + encode) + min(tokens, LOSS_TOKENS) * (2 * forward + 4 * whole),
     }
     download = 0 if facts.here else 4 * facts.parameters
@@ -134,7 +140,7 @@ def estimate(
     memory = _BASE_MEMORY + 4 * (facts.block_parameters * hook.depth + facts.vocabulary * d) + max(
         (7 * sae_bytes + 4_096 * L * 8 + min(train_tokens, _BUFFER_ROWS) * d * 4) if trained else 0,
         sae_bytes + 4 * (4 * _BLOCK * d + request.batch_size * c * (4 * d + 4 * d)) + 4 * _BLOCK * min(L, 4_096),
-        sae_bytes + 4 * facts.parameters + 4 * _LOGITS * facts.vocabulary,
+        sae_bytes + 4 * facts.parameters + 8 * _LOGITS * facts.vocabulary,
     )  # fmt: skip
     found = Estimate(
         {stage: n / machine.rate for stage, n in operations.items()},

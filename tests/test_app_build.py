@@ -302,7 +302,9 @@ def test_gpt2_is_one_click_away(cache, started, monkeypatch):
     monkeypatch.setattr("sae_explore.build_choices.hub_problem", lambda **_: None)
     at = open_page("")
     at.button(key="setup_gpt2").click().run()
-    assert started[0][0] == request_for("gpt2").checked()
+    request, options = started[0]
+    assert request == request_for("gpt2").checked()
+    assert options["expected"]["store"] > 0
     (cache / "gpt2").symlink_to((cache / "tiny").resolve())
     assert [b.key for b in open_page("").button if b.key == "setup_gpt2"] == []
 

@@ -37,7 +37,7 @@ def hub_folder(tmp_path_factory, save_model) -> Path:
 
 def run(environment: dict, *arguments: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "sae_explore", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT, env=environment)
+    return subprocess.run(command, capture_output=True, text=True, timeout=900, cwd=ROOT, env=environment)
 
 
 @pytest.mark.slow
@@ -46,7 +46,7 @@ def test_build_gpt2(hub_folder, tmp_path):
     with HubServer(hub_folder) as server:
         environment = {**server.environment(home), "SAE_EXPLORE_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
         environment["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
-        done = run(environment, "build", "gpt2", "--max-texts", "40", "--json")
+        done = run(environment, "build", "gpt2", "--max-texts", "24", "--json")
         assert done.returncode == 0, done.stderr
         asked = {path for _, path in server.log}
     assert json.loads(done.stdout)["bundle"] == "gpt2"
@@ -61,7 +61,7 @@ def test_build_gpt2(hub_folder, tmp_path):
     assert not any("sparsity" in path for path in asked)
     assert list(home.rglob(f"snapshots/{sae['revision']}/{FOLDER}/cfg.json"))  # in the Hub's own cache, where HF_HOME says
 
-    again = run(environment, "build", "gpt2", "--force", "--max-texts", "40", "--texts", "embedded", "--json")  # the Hub is gone by now
+    again = run(environment, "build", "gpt2", "--force", "--max-texts", "24", "--texts", "embedded", "--json")  # the Hub is gone by now
     assert again.returncode == 0, again.stderr
     files = json.loads((cache / "gpt2/manifest.json").read_text())["files"]
     assert files["sae/sae_weights.safetensors"] == manifest["files"]["sae/sae_weights.safetensors"]

@@ -15,7 +15,7 @@ from sae_explore.errors import InputError, SaeError
 from sae_explore.presets import PRESETS, published_sae, request_for
 from sae_explore.sae_conventions import units_of
 from sae_explore.tracer import Tracer
-from sae_explore.types import SaeSpec
+from sae_explore.types import HookPoint, SaeSpec
 
 TEXT = "Nobody knows why the river bends twice before the old bridge."
 
@@ -163,6 +163,7 @@ def test_the_preset_gpt2_is_the_published_sae_at_the_output_of_block_6():
     assert request.sae == "jbloom/GPT2-Small-SAEs-Reformatted:blocks.7.hook_resid_pre"
     assert request.hook == "blocks.7.hook_resid_pre"
     assert request.texts == ("diverse", "embedded")
+    assert HookPoint.parse(request.hook).depth == HookPoint.parse("blocks.6.hook_resid_post").depth == 7
     own = request_for("gpt2-topk").checked()
     assert (own.sae, own.hook, own.latents, own.k, own.epochs) == (None, "blocks.6.hook_resid_post", 2_048, 32, 15)
     assert request_for("mine").checked().sae is None

@@ -29,10 +29,10 @@ def test_seconds_of_a_trained_sae():
     sae = 100 * FORWARD + 300 * (ENCODE + 500 * 2 * 10) + steps * 1_000 * 50 * 10 + 1.5 * 100 * (FORWARD + ENCODE)
     whole = 2 * (4 * 1_200 + 100 * 10) / 0.65
     expected = {
-        "model": 2e6,
+        "model": 1e6,
         "sae": sae / 1e6,
         "store": 100 * (FORWARD + ENCODE) / 1e6,
-        "features": (8 * 50 * 10 * 100 + 2 * 50 * 50 * 10) / 1e6,
+        "features": 50 * (1e9 + 8 * 10 * 100 + 2 * 50 * 10) / 1e6,
         "metrics": (100 * (FORWARD + ENCODE) + 100 * (2 * FORWARD + 4 * whole)) / 1e6,
     }
     assert found.seconds == pytest.approx(expected)
@@ -87,6 +87,8 @@ def test_memory_grows_with_what_the_warning_tells_to_make_smaller():
 def test_what_does_not_fit_is_said_with_what_to_change(machine, parts):
     many = [Amount(100, 43_000)]
     assert estimate(REQUEST, FACTS, many, MACHINE).warnings == ()
+    assert estimate(REQUEST, FACTS, many, MACHINE).fits(MACHINE._replace(memory=None))
+    assert not estimate(REQUEST, FACTS, many, machine).fits(machine)
     (warning,) = estimate(REQUEST, FACTS, many, machine).warnings
     assert [part for part in parts if part not in warning] == []
 

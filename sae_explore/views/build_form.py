@@ -11,7 +11,7 @@ from sae_explore import build_choices, build_jobs, estimate, resources
 from sae_explore.build import BuildRequest
 from sae_explore.bundle_files import check_name
 from sae_explore.errors import ExploreError
-from sae_explore.estimate import Amount, size_words, time_words
+from sae_explore.estimate import Amount, Estimate, size_words, time_words
 from sae_explore.model_facts import ModelFacts, facts_of
 from sae_explore.model_sources import GPT2, SMOLLM2
 from sae_explore.presets import request_for
@@ -258,7 +258,7 @@ def _name(request: BuildRequest, facts: ModelFacts, layer: int) -> str | None:
 
 def _start(request: BuildRequest, facts: ModelFacts, texts: Texts) -> None:
     machine = estimate.this_machine(resources.cache_folder())
-    found = estimate.estimate(request, facts, texts.amounts, machine, sae_latents=_PUBLISHED_LATENTS)
+    found = estimate_of(request, texts.amounts, facts)
     with st.container(border=True):
         st.subheader("Estimate", anchor=False, help="Worked out from sizes and one short measurement; good to about a factor of two.")
         rows = [
@@ -283,9 +283,20 @@ def _start(request: BuildRequest, facts: ModelFacts, texts: Texts) -> None:
                 st.code(command, language=None, wrap_lines=True)
 
 
+def estimate_of(request: BuildRequest, amounts: tuple[Amount, ...] | None = None, facts: ModelFacts | None = None) -> Estimate:
+    """What a build will take here; its texts and its model's sizes are looked up unless they are given."""
+    cache = resources.cache_folder()
+    facts = facts or facts_of(request.model, models=cache / "models")
+    amounts = tuple(map(estimate.amount_of, request.texts)) if amounts is None else amounts
+    return estimate.estimate(request, facts, amounts, estimate.this_machine(cache), sae_latents=_PUBLISHED_LATENTS)
+
+
 def begin(request: BuildRequest, *, uploads: tuple[Upload, ...] = (), replace_bundle: bool = False, expected: dict | None = None) -> bool:
     """Start a build; whether it runs now. What is wrong is said here, before anything has begun."""
     cache = resources.cache_folder()
+    if not resources.builds_allowed():
+        st.error("Nothing can be built here.", icon=":material/lock:")
+        return False
     try:
         with st.spinner("Starting"):
             if problem := build_choices.missing_hub(request, models=cache / "models"):

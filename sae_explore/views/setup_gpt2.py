@@ -23,10 +23,17 @@ def offer(bundle: Bundle | None) -> None:
         return
     if bundle is not None:
         st.caption("This is the demo, on a small model. GPT-2 is one step away:" if bundle.name == "demo" else "GPT-2 is one step away:")
-    said = "Downloads GPT-2 (about 550 MB) and builds its bundle. It can be left alone, cancelled and resumed."
-    if st.button("Set up GPT-2", icon=":material/download:", help=said, key="setup_gpt2", width="stretch"):
-        from sae_explore.views.build_form import begin  # the first page need not pay for it
+    said = "Downloads GPT-2 and a published SAE for it (about 700 MB) and builds their bundle. It can be left alone, cancelled and resumed."
+    if st.button("Set up GPT-2", icon=":material/download:", help=said, key="setup_gpt2", width="stretch") and _begun():
+        st.switch_page(shell.page_named("build"))
 
-        job = build_jobs.job_named(resources.cache_folder(), NAME)
-        if begin(job.request if job and job.request else request_for(NAME)):
-            st.switch_page(shell.page_named("build"))
+
+def _begun() -> bool:
+    """Start or go on with it; what stands in the way is said. Where it does not fit this machine, the Build page says so."""
+    from sae_explore import estimate  # the first page need not pay for these
+    from sae_explore.views.build_form import begin, estimate_of
+
+    job = build_jobs.job_named(resources.cache_folder(), NAME)
+    request = job.request if job and job.request else request_for(NAME)
+    found = estimate_of(request)
+    return not found.fits(estimate.this_machine(resources.cache_folder())) or begin(request, expected=found.seconds)
