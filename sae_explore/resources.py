@@ -7,7 +7,6 @@ never wait for another visitor's.
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from dataclasses import replace
@@ -24,7 +23,8 @@ from sae_explore.browse import feature_frame, with_labels
 from sae_explore.bundle import Bundle
 from sae_explore.diverse import clarity, diverse_features
 from sae_explore.edits import Attribution, Edit, Effect
-from sae_explore.errors import ExploreError, ModelError
+from sae_explore.errors import ModelError
+from sae_explore.model_jobs import LabJob, TracerJob
 from sae_explore.notes import sae_of
 from sae_explore.notes_store import FileStore
 from sae_explore.quality import StoreQuality, store_quality
@@ -32,9 +32,6 @@ from sae_explore.showcase import Pick, Start, openings, starts, worth_of_feature
 from sae_explore.tokens import MAX_TEXT_TOKENS
 from sae_explore.types import FeatureCard, TextTrace
 from sae_explore.wording import OWN
-
-log = logging.getLogger(__name__)
-_STEP = 0.25  # seconds between two looks at a job that is waited for
 
 
 def cache_folder() -> Path:
@@ -182,69 +179,6 @@ def get_worth(bundle: Bundle) -> np.ndarray:
 # ---- models ------------------------------------------------------------------------------------------------------------
 
 
-class TracerJob:
-    """Loads a bundle's model and SAE once, in a thread, for all sessions."""
-
-    def __init__(self, name: str, version: int):
-        self._bundle = _bundle(name, version)
-        self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
-        self.text, self.share = "waiting to start", None  # what is being done, and how much of it
-        self.tracer = None
-        self.error: str | None = None
-
-    @property
-    def running(self) -> bool:
-        return self._thread is not None and self._thread.is_alive()
-
-    def start(self) -> None:
-        """Begin, or begin again after a failure; does nothing while it runs or once it is done."""
-        with self._lock:
-            if self.tracer is None and not self.running:
-                self.error = None
-                self._thread = threading.Thread(target=self._run, name=f"load {self._bundle.name}", daemon=True)
-                self._thread.start()
-
-    def wait(self, seconds: float) -> bool:
-        """Wait a little; whether it has ended."""
-        if self._thread is not None:
-            self._thread.join(seconds)
-        return not self.running
-
-    def _run(self) -> None:
-        try:
-            self.text = "loading PyTorch"
-            self.tracer = self._load()
-        except ExploreError as error:
-            self.error = str(error)
-        except Exception as error:  # a thread's last resort: the page shows a sentence, the log the traceback
-            log.exception("loading the model of %s failed", self._bundle.name)
-            self.error = f"the model could not be loaded ({type(error).__name__}); the server's log says more"
-
-    def _load(self):
-        from sae_explore.tracer import Tracer
-
-        return Tracer.load(self._bundle, report=self._report, load=_shared_model)
-
-    def _report(self, text: str, share: float | None) -> None:
-        self.text, self.share = text, share
-
-
-class LabJob(TracerJob):
-    """Loads the blocks above the hook as well, once, for all sessions: what changing features needs. `tracer` is then a `Lab`."""
-
-    def _load(self):
-        from sae_explore.interventions import Lab
-
-        first = tracer_job(self._bundle)
-        first.start()
-        while not first.wait(_STEP):
-            self._report(first.text, first.share)
-        if first.tracer is None:
-            raise ModelError(first.error or "the work was interrupted")
-        return Lab.load(self._bundle, first.tracer, report=self._report, load=_shared_full)
-
-
 _model_lock = threading.Lock()
 
 
@@ -264,7 +198,7 @@ def _shared_model(folder: Path, *, hook, name: str, revision: str):
 
 @st.cache_resource(max_entries=4, show_spinner=False)
 def _job(name: str, version: int) -> TracerJob:
-    return TracerJob(name, version)
+    return TracerJob(_bundle(name, version), load=_shared_model)
 
 
 def tracer_job(bundle: Bundle) -> TracerJob:
@@ -287,7 +221,7 @@ def _shared_full(folder: Path):
 
 @st.cache_resource(max_entries=2, show_spinner=False)
 def _lab_job(name: str, version: int) -> LabJob:
-    return LabJob(name, version)
+    return LabJob(_bundle(name, version), first=_job(name, version), load=_shared_full)
 
 
 def lab_job(bundle: Bundle) -> LabJob:

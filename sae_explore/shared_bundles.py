@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+from sae_explore.background import BackgroundJob
 from sae_explore.bundle_files import MANIFEST
 from sae_explore.errors import ExploreError, InputError
 
@@ -28,38 +28,21 @@ def wanted() -> str:
     return os.environ.get(VARIABLE, "").strip()
 
 
-class SharedBundles:
-    """Fetches what `wanted` lists into `cache`, once for all sessions; pages look at how far it is and never wait for each other's."""
+class SharedBundles(BackgroundJob):
+    """Fetches what `wanted` lists into `cache`, once for all sessions; and begins again a while after a failure, with the next visit."""
 
     def __init__(self, wanted: str, cache: Path, clock: Callable[[], float] = time.monotonic):
-        self._wanted, self._cache, self._clock = wanted, cache, clock
-        self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
+        super().__init__("shared bundles")
+        self._listed, self._cache, self._clock = wanted, cache, clock
         self._ended_at = 0.0
-        self.text, self.share = "waiting to start", None
         self.problems: tuple[str, ...] = ()
 
-    @property
-    def running(self) -> bool:
-        return self._thread is not None and self._thread.is_alive()
-
-    def start(self) -> None:
-        """Begin, or begin again a while after a failure; does nothing while it runs or once all is here."""
-        with self._lock:
-            if self.running or (self._thread is not None and not (self.problems and self._clock() - self._ended_at > RETRY_SECONDS)):
-                return
-            self._thread = threading.Thread(target=self._run, name="shared bundles", daemon=True)
-            self._thread.start()
-
-    def wait(self, seconds: float) -> bool:
-        """Wait a little; whether it has ended."""
-        if self._thread is not None:
-            self._thread.join(seconds)
-        return not self.running
+    def _wanted(self) -> bool:
+        return self._thread is None or bool(self.problems and self._clock() - self._ended_at > RETRY_SECONDS)
 
     def _run(self) -> None:
         problems = []
-        for part in filter(None, (part.strip() for part in self._wanted.split(","))):
+        for part in filter(None, (part.strip() for part in self._listed.split(","))):
             try:
                 problems += self._fetch(part)
             except ExploreError as error:
@@ -92,6 +75,3 @@ class SharedBundles:
                 except ExploreError as error:
                     problems.append(str(error))
         return problems
-
-    def _report(self, text: str, share: float | None) -> None:
-        self.text, self.share = text, share

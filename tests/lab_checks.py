@@ -11,17 +11,22 @@ TEXT = "The old map shows three rivers — and 🦜 a lake."
 
 
 @torch.inference_mode()
-def hooked_logits(full, ids: torch.Tensor, hook: HookPoint, edit) -> torch.Tensor:
-    """(tokens, vocab) logits of one text when a forward hook of torch changes the residual (1, tokens, d)."""
+def hooked(full, ids: torch.Tensor, hook: HookPoint, edit) -> torch.Tensor:
+    """(texts, tokens, vocab) logits when a forward hook of torch, taken off again, changes the residual (texts, tokens, d)."""
     block = blocks_of(full)[hook.block]
     if hook.site == "pre":
         handle = block.register_forward_pre_hook(lambda _m, args, kwargs: ((edit(args[0]), *args[1:]), kwargs), with_kwargs=True)
     else:
         handle = block.register_forward_hook(lambda _m, _i, out: (edit(out[0]), *out[1:]) if isinstance(out, tuple) else edit(out))
     try:
-        return full(input_ids=ids, use_cache=False).logits[0]
+        return full(input_ids=ids, use_cache=False).logits
     finally:
         handle.remove()
+
+
+def hooked_logits(full, ids: torch.Tensor, hook: HookPoint, edit) -> torch.Tensor:
+    """(tokens, vocab) of one text alone."""
+    return hooked(full, ids, hook, edit)[0]
 
 
 def dense(lab: Lab, reading: Reading) -> np.ndarray:

@@ -4,10 +4,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from lab_checks import hooked
 
 from sae_explore.errors import ModelError
 from sae_explore.model import load_model
-from sae_explore.model_structure import blocks_of
 from sae_explore.splice import logits_from, next_token_losses, with_edit
 from sae_explore.types import HookPoint
 
@@ -30,20 +30,6 @@ def plain(full) -> torch.Tensor:
     return full(input_ids=IDS, use_cache=False).logits
 
 
-@torch.inference_mode()
-def hooked(full, hook: HookPoint, edit) -> torch.Tensor:
-    """The reference: torch's own hooks, taken off again."""
-    block = blocks_of(full)[hook.block]
-    if hook.site == "pre":
-        handle = block.register_forward_pre_hook(lambda _m, args, kwargs: ((edit(args[0]), *args[1:]), kwargs), with_kwargs=True)
-    else:
-        handle = block.register_forward_hook(lambda _m, _i, out: (edit(out[0]), *out[1:]) if isinstance(out, tuple) else edit(out))
-    try:
-        return full(input_ids=IDS, use_cache=False).logits
-    finally:
-        handle.remove()
-
-
 @pytest.mark.parametrize("hook", HOOKS, ids=lambda h: h.name)
 def test_the_unedited_residual_gives_the_models_own_logits(request, kind, full, hook):
     residual = load_model(request.getfixturevalue(f"{kind}_folder"), hook=hook).residual(IDS)
@@ -57,7 +43,7 @@ def test_edits_equal_forward_hooks(full, hook):
 
     with torch.inference_mode():
         found = with_edit(full, hook, edit)(input_ids=IDS, use_cache=False).logits
-    expected = hooked(full, hook, edit)
+    expected = hooked(full, IDS, hook, edit)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     assert not torch.allclose(found, plain(full), atol=1e-2)
 
@@ -65,7 +51,7 @@ def test_edits_equal_forward_hooks(full, hook):
 @pytest.mark.parametrize("hook", HOOKS, ids=lambda h: h.name)
 def test_another_residual_equals_a_hook_that_puts_it_there(full, hook):
     residual = torch.randn(3, 14, 32, generator=torch.Generator().manual_seed(1))
-    torch.testing.assert_close(logits_from(full, hook, IDS, residual), hooked(full, hook, lambda _: residual), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(logits_from(full, hook, IDS, residual), hooked(full, IDS, hook, lambda _: residual), rtol=1e-5, atol=1e-5)
 
 
 def test_the_shared_model_is_unchanged(full):
