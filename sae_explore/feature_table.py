@@ -117,13 +117,9 @@ def build_features(
 def lens_tables(W_dec: torch.Tensor, unembedding: Unembedding, vocabulary: Vocabulary, top: np.ndarray, ids: np.ndarray, *, seed: int = 0):
     """(tables, tables of random directions, info) by convention; the default is the one that agrees best with the features' examples."""
     hidden = vocabulary.special | (np.diff(vocabulary.offsets) == 0)
-    directions = lens.random_directions(W_dec.shape[1], seed=seed)
-    tables, random, agreement = {}, {}, {}
-    for convention in lens.CONVENTIONS:
-        matrix = lens.lens_matrix(unembedding, convention)
-        tables[convention] = lens.lens_table(W_dec, matrix, hidden)
-        random[convention] = lens.lens_table(directions, matrix, hidden)
-        agreement[convention] = round(_mean_agreement(tables[convention].positive_ids, top, ids), 4)
+    tables = lens.lens_tables(W_dec, unembedding, hidden)
+    random = lens.lens_tables(lens.random_directions(W_dec.shape[1], seed=seed), unembedding, hidden)
+    agreement = {convention: round(_mean_agreement(table.positive_ids, top, ids), 4) for convention, table in tables.items()}
     default = max(lens.CONVENTIONS, key=lambda c: agreement[c])
     baseline = random["folded"]
     info = {

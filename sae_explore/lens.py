@@ -54,36 +54,77 @@ def lens_matrix(unembedding: Unembedding, convention: str) -> torch.Tensor:
     return folded.T
 
 
+def lens_tables(directions: torch.Tensor, unembedding: Unembedding, excluded: np.ndarray | None = None) -> dict[str, LensTable]:
+    """Lens lists and statistics of directions (n, d_model) by convention. `excluded` (vocab,) bool: ids never listed (special, unused).
+
+    The cosine logits are the folded ones with each token's column scaled, so one matrix product gives both.
+    """
+    folded, raw = lens_matrix(unembedding, "folded"), lens_matrix(unembedding, "raw")
+    scale = 1 / folded.norm(dim=0).clamp_min(1e-12)
+    parts: dict[str, list] = {convention: [] for convention in CONVENTIONS}
+    for chunk in _chunks(directions, folded):
+        logits = chunk @ folded
+        parts["folded"].append(_rows(logits, excluded))
+        parts["cosine"].append(_rows(logits.mul_(scale), excluded))
+        parts["raw"].append(_rows(torch.mm(chunk, raw, out=logits), excluded))
+    return {convention: _joined(rows) for convention, rows in parts.items()}
+
+
+def mean_row(unembedding: Unembedding) -> torch.Tensor:
+    """(d_model,) mean of the unembedding over the vocabulary: for `folded_logit`."""
+    return unembedding.W_U.float().mean(0)
+
+
+def folded_logit(direction: np.ndarray, unembedding: Unembedding, token: int, *, mean: torch.Tensor) -> float:
+    """One entry of `direction @ lens_matrix(unembedding, "folded")`, without the matrix; `mean` is the `mean_row`."""
+    row = (unembedding.W_U[token].float() - mean) * unembedding.gain
+    if unembedding.centred_norm:
+        row = row - row.mean()
+    return float(row.cpu().numpy() @ np.asarray(direction, np.float32))
+
+
 def lens_table(directions: torch.Tensor, matrix: torch.Tensor, excluded: np.ndarray | None = None) -> LensTable:
-    """Lens lists and statistics of directions (n, d_model). `excluded` (vocab,) bool: ids never listed (special, unused)."""
-    parts = []
-    step = max(1, _CHUNK_LOGITS // matrix.shape[1])
-    hidden = None if excluded is None else torch.tensor(excluded, dtype=torch.bool, device=matrix.device)
-    for chunk in directions.float().split(step):
-        logits = chunk @ matrix
-        mean, std = logits.mean(1, keepdim=True), logits.std(1, keepdim=True, unbiased=False)
-        kurtosis = ((logits - mean) / std.clamp_min(1e-12)).pow(4).mean(1) - 3
-        low, high = logits.amin(1, keepdim=True), logits.amax(1, keepdim=True)
-        bins = ((logits - low) * (LOGIT_BINS / (high - low).clamp_min(1e-12))).long().clamp_(0, LOGIT_BINS - 1)
-        bins += torch.arange(len(chunk), device=bins.device)[:, None] * LOGIT_BINS
-        histogram = torch.bincount(bins.view(-1), minlength=len(chunk) * LOGIT_BINS).view(len(chunk), LOGIT_BINS)
-        shown = logits if hidden is None else logits.masked_fill(hidden, float("nan"))
-        up = torch.topk(shown.nan_to_num(nan=-torch.inf), LENS_TOP, dim=1)
-        down = torch.topk(shown.nan_to_num(nan=torch.inf), LENS_TOP, dim=1, largest=False)
-        parts.append(
-            [
-                up.indices.int(),
-                up.values.half(),
-                down.indices.int(),
-                down.values.half(),
-                std[:, 0],
-                kurtosis,
-                histogram.int(),
-                low[:, 0],
-                high[:, 0],
-            ]
-        )
-    return LensTable(*(torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True)))
+    """As `lens_tables`, for one matrix (d_model, vocab)."""
+    return _joined([_rows(chunk @ matrix, excluded) for chunk in _chunks(directions, matrix)])
+
+
+def _chunks(directions: torch.Tensor, matrix: torch.Tensor):
+    return directions.float().split(max(1, _CHUNK_LOGITS // matrix.shape[1]))
+
+
+def _joined(rows: list[LensTable]) -> LensTable:
+    return LensTable(*(torch.cat(column).cpu().numpy() for column in zip(*rows, strict=True)))
+
+
+def _rows(logits: torch.Tensor, excluded: np.ndarray | None) -> LensTable:
+    """The table, in tensors, of logits (n, vocab), which are unchanged afterwards."""
+    mean = logits.mean(1, keepdim=True)
+    square = (logits - mean).square_()
+    variance = square.mean(1)
+    fourth = square.norm(dim=1).square() / logits.shape[1]
+    low, high = logits.amin(1, keepdim=True), logits.amax(1, keepdim=True)
+    scale = LOGIT_BINS / (high - low).clamp_min(1e-12)
+    bins = torch.sub(logits, low, out=square).mul_(scale).long().clamp_(0, LOGIT_BINS - 1)
+    one = torch.ones(1, 1, dtype=torch.int32, device=logits.device).expand_as(bins)
+    histogram = one.new_zeros(len(logits), LOGIT_BINS).scatter_add_(1, bins, one)
+    hidden = torch.from_numpy(np.flatnonzero(excluded) if excluded is not None else np.empty(0, np.int64)).to(logits.device)
+    kept = logits[:, hidden]  # few: hiding them in place spares two copies of all logits
+    logits[:, hidden] = -torch.inf
+    up = torch.topk(logits, LENS_TOP, dim=1)
+    logits[:, hidden] = torch.inf
+    down = torch.topk(logits, LENS_TOP, dim=1, largest=False)
+    logits[:, hidden] = kept
+    return LensTable(
+        up.indices.int(),
+        up.values.half(),
+        down.indices.int(),
+        down.values.half(),
+        variance.sqrt(),
+        fourth / variance.square().clamp_min(1e-24) - 3,
+        histogram,
+        low[:, 0],
+        high[:, 0],
+    )
 
 
 def random_directions(d_model: int, n: int = N_RANDOM, *, seed: int = 0) -> torch.Tensor:

@@ -11,6 +11,7 @@ from sae_explore.lens import (
     LOGIT_BINS,
     lens_matrix,
     lens_table,
+    lens_tables,
     nearest_by_cosine,
     random_directions,
 )
@@ -114,6 +115,23 @@ def test_lists_and_statistics(monkeypatch, chunk):
         counts, _ = np.histogram(logits[i], LOGIT_BINS)
         assert np.abs(table.histogram[i] - counts).sum() <= 2  # a value on an edge may fall on either side
         assert table.histogram[i].sum() == 90
+
+
+@pytest.mark.parametrize("chunk", [1 << 24, 1])
+def test_all_conventions_at_once_equal_each_alone(parts, monkeypatch, chunk):
+    monkeypatch.setattr("sae_explore.lens._CHUNK_LOGITS", chunk)
+    unembedding = parts[0]
+    excluded = np.zeros(600, bool)
+    excluded[[3, 599]] = True
+    tables = lens_tables(DIRECTIONS, unembedding, excluded)
+    assert set(tables) == {"folded", "raw", "cosine"}
+    for convention, table in tables.items():
+        alone = lens_table(DIRECTIONS, lens_matrix(unembedding, convention), excluded)
+        for name, found, expected in zip(table._fields, table, alone, strict=True):
+            if name == "histogram":  # a value on an edge may fall on either side
+                assert np.abs(found - expected).sum(1).max() <= 4
+            else:
+                np.testing.assert_allclose(found, expected, rtol=2e-3, atol=1e-5, err_msg=f"{convention} {name}")
 
 
 def test_random_directions_are_unit_and_seeded():
