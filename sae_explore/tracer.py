@@ -72,9 +72,10 @@ class Tracer:
         BundleError if the model that is here is not the one the bundle was made with.
         """
         manifest, source = bundle.manifest, bundle_model(bundle, report=report)
-        model = load(source.folder, hook=HookPoint.parse(bundle.hook), name=source.spec, revision=source.revision)
         folder = bundle.files / SAE_FOLDER
         sae = with_mapped_decoder(bundle_sae(folder, manifest["sae"]), folder)
+        trim()  # the decoder was in memory for its checks: it is out again before the model comes in
+        model = load(source.folder, hook=HookPoint.parse(bundle.hook), name=source.spec, revision=source.revision)
         trim()
         return cls(bundle.name, bundle.units, manifest["context"], manifest["bos"], manifest["median_norm"], model, sae)
 
