@@ -24,7 +24,7 @@ from sae_explore.activation_store import StoreWriter
 from sae_explore.bench_data import random_gpt2, random_sae, synthetic_bundle
 from sae_explore.bundle import Bundle
 from sae_explore.collect import residual_blocks
-from sae_explore.encoding import trace_text, write_block
+from sae_explore.encoding import trace_text, training_dtype, write_block
 from sae_explore.model import LanguageModel
 from sae_explore.types import HookPoint
 from sae_explore.windows import length_batches, windows_of
@@ -90,7 +90,8 @@ def run_bench(bundle: Bundle | None, *, quick: bool = False, report: Callable[[s
     for latents in LATENTS:
         _store_build(results, model, latents, tokens=sizes.store_tokens)
     for latents in LATENTS:
-        _training_step(results, latents, batch=sizes.batch)
+        for dtype in (None, training_dtype("auto")) if training_dtype("auto") else (None,):
+            _training_step(results, latents, batch=sizes.batch, dtype=dtype)
     _text(results, model, LATENTS[-1])
     del model
     with tempfile.TemporaryDirectory() as folder:
@@ -140,17 +141,21 @@ def _store_build(results: Results, model: LanguageModel, latents: int, *, tokens
     )
 
 
-def _training_step(results: Results, latents: int, *, batch: int) -> None:
-    """One optimizer step with AuxK on a tenth of the latents dead, in encoder products x @ W_enc of the same batch."""
+def _training_step(results: Results, latents: int, *, batch: int, dtype: torch.dtype | None) -> None:
+    """One optimizer step with AuxK on a tenth of the latents dead, in encoder products x @ W_enc of the same batch and dtype.
+
+    `dtype`: in which the latents are chosen (see `train.train_step`); None is fp32.
+    """
     x = torch.randn(batch, WIDTH)
     config = train.TrainConfig(latents, 32, 1, 1e-4, batch, dead_after=10**9)
     state = train.initial_state(MemoryActivations(x), config, torch.device("cpu"))
-    state.silent[: latents // 10] = 1 << 40  # dead for good: their counters only go back when they fire
-    W = torch.randn(WIDTH, latents)
-    product = _seconds(lambda: x @ W)
-    ours = _seconds(lambda: train.train_step(state, config, x))
+    state.silent[: latents // 10] = 1 << 40
+    state.params["b_enc"].data[: latents // 10] = -1e3  # dead for good: they never fire, which would set their counters back
+    in_dtype, W = x.to(dtype or torch.float32), torch.randn(WIDTH, latents, dtype=dtype or torch.float32)
+    product = _seconds(lambda: in_dtype @ W)
+    ours = _seconds(lambda: train.train_step(state, config, x, encoder_dtype=dtype))
     results.add(
-        f"training step, {latents:,} latents, batch {batch:,}",
+        f"training step, {latents:,} latents, batch {batch:,}, {'bf16' if dtype else 'fp32'}",
         ours,
         "s",
         limit=product,

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from sae_explore import bench
 from sae_explore.bench import Results, Sizes, run_bench
@@ -17,12 +18,13 @@ def test_every_figure_is_beside_its_limit(monkeypatch):
     monkeypatch.setattr(bench, "HOOK", HOOK)
     monkeypatch.setattr(bench, "WIDTH", 48)
     monkeypatch.setattr(bench, "LATENTS", (256, 512))
+    monkeypatch.setattr(bench, "training_dtype", lambda _requested: torch.bfloat16)  # whatever this processor is good at
     monkeypatch.setattr(bench, "QUICK", Sizes(store_tokens=600, batch=64, card_tokens=2_000))
     said = []
     rows = run_bench(None, quick=True, report=said.append)
     assert [row["what"] for row in rows] == [
         "store build, 256 latents, fp32", "store build, 512 latents, fp32",
-        "training step, 256 latents, batch 64", "training step, 512 latents, batch 64",
+        *(f"training step, {n} latents, batch 64, {dtype}" for n in (256, 512) for dtype in ("fp32", "bf16")),
         "own text of 64 tokens, 512 latents",
         "card, 512 latents x 2,000 tokens, 95th percentile", "card, 512 latents x 2,000 tokens, its densest feature (0.50)",
     ]  # fmt: skip
