@@ -9,6 +9,7 @@ from pathlib import Path
 from sae_explore import bundle_files, command_line, default_bundle, export
 from sae_explore.build import work_folder
 from sae_explore.bundle import Bundle, open_bundle
+from sae_explore.bundle_checks import check_facts
 from sae_explore.errors import ExploreError, InputError
 from sae_explore.json_output import feature_json, metrics_json, trace_json
 from sae_explore.notes import SavedList, sae_of
@@ -52,6 +53,8 @@ def _parser() -> argparse.ArgumentParser:
     metrics = command("metrics", _metrics, "the SAE's figures")
     metrics.add_argument("bundle")
     metrics.add_argument("--recompute", action="store_true", help="measure again from the bundle's own files")
+    drawn = command("map", _map, "draw the map of a bundle's features, which the page Map shows")
+    drawn.add_argument("bundle")
     taken = command("export", _export, "take features along: one HTML file, a table of features, or what fires on a text")
     taken.add_argument("bundle")
     what = taken.add_mutually_exclusive_group(required=True)
@@ -95,6 +98,10 @@ def _build(args: argparse.Namespace) -> None:
     else:
         say(f"bundle {name}: {bundle.d_sae:,} features over {bundle.n_documents:,} texts")
         _print_metrics(metrics_json(bundle))
+        if bundle.map_xy is None:
+            from sae_explore.feature_map import INSTALL
+
+            say(f"no map of its features yet: {INSTALL} && python -m sae_explore map {name}")
         say("explore it: streamlit run streamlit_app.py")
 
 
@@ -103,6 +110,7 @@ def _bundles(args: argparse.Namespace) -> None:
     for name in bundle_files.bundle_names(cache):
         try:
             m = bundle_files.read_manifest(cache / name)
+            check_facts(m, name)
             rows.append(
                 {
                     "bundle": name,
@@ -183,6 +191,20 @@ def _metrics(args: argparse.Namespace) -> None:
         command_line.print_json(found)
     else:
         _print_metrics(found)
+
+
+def _map(args: argparse.Namespace) -> None:
+    bundle = open_bundle(args.bundle)
+    from sae_explore.feature_map import add_map  # imports torch and a library of its own when it draws
+
+    with command_line.TerminalProgress(quiet=args.json) as bar:
+        done = add_map(bundle, report=lambda text, share=None: bar("map", text, share))
+    if args.json:
+        command_line.print_json(done._asdict())
+    elif done.state == "new":
+        say(f"the map of bundle {done.bundle} is drawn: {count_of(done.features, 'feature')}, {done.bytes:,} bytes; the page Map shows it")
+    else:
+        say(f"bundle {done.bundle} has its map already; the page Map shows it")
 
 
 def _export(args: argparse.Namespace) -> None:

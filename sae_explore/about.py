@@ -32,10 +32,10 @@ RELATED = (
 )
 
 TROUBLES = """
-- **Memory runs out while building.** Use a smaller `--batch-size` (texts in a forward pass), fewer `--latents`, or a smaller
-  `--max-tokens`; the stages that are finished are kept and the build goes on from there.
-- **Features cannot be interpreted.** Train on more text and for more epochs, try another `--k` (a smaller one is sparser), or another
-  layer with `--hook`: early layers hold tokens and spelling, middle ones meaning, late ones the next token.
+- **Memory runs out while building.** Use a smaller batch (texts in a forward pass), fewer latents, or fewer training tokens;
+  the stages that are finished are kept and the build goes on from there.
+- **Features cannot be interpreted.** Train on more text and for more epochs, try another k (a smaller one is sparser), or another
+  layer: early layers hold tokens and spelling, middle ones meaning, late ones the next token.
 - **No clear pattern in the examples.** A small corpus shows few firings: explore more texts, look at *By strength* and *Random* and not
   only at the strongest examples, and leave dense features aside.
 - **The logit lens shows odd tokens.** It reads late layers well and half depth poorly; compare the three conventions, and trust only what
@@ -59,14 +59,19 @@ def origin_rows(manifest: dict, *, named: Callable[[str], str] = str) -> list[tu
     notes = "".join(f"; {note}" for note in sae["notes"])
     trained = sae["source"] == "trained here"
     return [
-        ("Model", f"{model['display']}: {named(model['spec'])}, revision {model['revision'][:12]}", model["licence"]),
+        ("Model", f"{model['display']}: {named(model['spec'])}{_revision(model)}", model["licence"]),
         ("Where", f"{manifest['hook']} of {model['n_layers']} blocks, windows of {manifest['context']} tokens", ""),
         (
             "SAE",
-            f"{sae['architecture']}, {sae['d_sae']:,} features{k}, {named(sae['source'])}{notes}",
+            f"{sae['architecture']}, {sae['d_sae']:,} features{k}, {named(sae['source'])}{_revision(sae)}{notes}",
             "as this program" if trained else "as its source states",
         ),
     ]
+
+
+def _revision(part: dict) -> str:
+    """Which version of a model or an SAE it is; nothing where none is recorded."""
+    return f", revision {part['revision'][:12]}" if part.get("revision") else ""
 
 
 def source_rows(sources: list[dict]) -> list[tuple[str, str, str, str]]:

@@ -1,8 +1,28 @@
-"""Work in a thread of its own, done once for all sessions: pages look at how far it is and never wait for another visitor's."""
+"""Work in a thread of its own, done once for all sessions: pages look at how far it is and never wait for another visitor's.
+
+When the program ends, work that is being done ends at its next report, and is waited for a little: a thread that is still inside PyTorch
+when Python goes down takes the process with it ("terminate called without an active exception").
+"""
 
 from __future__ import annotations
 
+import atexit
 import threading
+import time
+import weakref
+
+_LAST_WAIT = 10.0  # seconds: loading a small model from a slow disk
+
+_ending = threading.Event()
+_jobs: weakref.WeakSet[BackgroundJob] = weakref.WeakSet()
+
+
+@atexit.register
+def _end_all() -> None:
+    _ending.set()
+    end = time.monotonic() + _LAST_WAIT
+    for job in list(_jobs):
+        job.wait(max(0.0, end - time.monotonic()))
 
 
 class BackgroundJob:
@@ -12,6 +32,7 @@ class BackgroundJob:
         self._name = name
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
+        _jobs.add(self)
         self.text, self.share = "waiting to start", None  # what is being done, and how much of it (0..1), if that is known
 
     @property
@@ -38,4 +59,6 @@ class BackgroundJob:
         raise NotImplementedError
 
     def _report(self, text: str, share: float | None) -> None:
+        if _ending.is_set():
+            raise SystemExit  # which ends a thread without a word
         self.text, self.share = text, share

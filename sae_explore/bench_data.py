@@ -12,6 +12,7 @@ import torch
 from sae_explore import bundle as bundle_module
 from sae_explore.activation_store import STORE_FILE, StoreWriter
 from sae_explore.bundle import Bundle
+from sae_explore.bundle_checks import CROSS_ENTROPIES
 from sae_explore.bundle_files import publish
 from sae_explore.feature_stats import COACTIVE, EXAMPLE_INTERVALS, HISTOGRAM_BINS, PER_INTERVAL, RANDOM_EXAMPLES, TOP_EXAMPLES
 from sae_explore.feature_table import NEIGHBOURS
@@ -108,14 +109,28 @@ def synthetic_bundle(folder: Path, *, latents: int, tokens: int, k: int = 32, d_
     _write_feature_arrays(out, rng, latents, totals)
     write_tensors(out / bundle_module.SAE_FOLDER / bundle_module.SAE_WEIGHTS, {"W_dec": rng.standard_normal((latents, d_in), np.float32)})
     manifest = {
-        "model": {"display": "synthetic"},
+        "model": {"spec": "synthetic", "display": "synthetic", "revision": "", "licence": None, "n_layers": 12},
         "hook": "blocks.6.hook_resid_post",
         "units": "",
         "context": 128,
-        "metrics": {},
-        "sae": {"d_sae": latents},
-        "corpus": {"categories": list(_CATEGORIES), "category_share": {}},
-        "lens": {"default": "folded", "conventions": list(CONVENTIONS)},
+        "bos": False,
+        "median_norm": 1.0,
+        "sae": {"architecture": "topk", "d_in": d_in, "d_sae": latents, "k": k, "normalise": "none", "source": "", "notes": []},
+        "train": None,
+        "corpus": {"documents": documents, "tokens": tokens, "categories": list(_CATEGORIES), "category_share": {}}
+        | {key: [] for key in ("texts", "sources", "train_sources", "notes")},
+        "lens": {
+            "default": "folded",
+            "conventions": list(CONVENTIONS),
+            "random": {"directions": 0, "strength": 0.0, "top_logit": dict.fromkeys(CONVENTIONS, 0.0)},
+        },
+        "features": {"dead": 0, "dense": 1, "dense_above": 0.1, "counted_tokens": tokens, "l0": float(k), "kinds": {}},
+        "metrics": dict.fromkeys(("dead", "tokens_eval", "tokens_ce"), 0)
+        | dict.fromkeys(("evaluated_set", "evaluated_on"), "")
+        | dict.fromkeys(("tokens_train", "explained_variance_train", "held_out_of_training_sources"))
+        | dict.fromkeys(("explained_variance", "l0", *CROSS_ENTROPIES), 0.0)
+        | {"latents": latents, "by_category": {}},
+        "warnings": [],
     }
     publish(out, folder / "synthetic", manifest)
     return Bundle(folder / "synthetic")

@@ -5,6 +5,7 @@ The frame is made once per bundle and shared; filtering gives masks and never ch
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -19,6 +20,7 @@ from sae_explore.wording import CHECKED
 
 COLUMNS = ("feature", "label", "confidence", "density", "max", "peak", "lens", "kind")
 """What can be shown beside `score_NAME`; the frame also holds `count`, `clarity` (see `diverse`) and `search`."""
+ANY = (0.0, math.inf)
 
 
 @dataclass(frozen=True)
@@ -27,11 +29,11 @@ class Filter:
 
     query: str = ""
     hide_dead: bool = True
+    hide_live: bool = False
     dense_above: float | None = 0.1  # hide features that fire on more than this share of tokens; None: show them
     kinds: frozenset[str] = frozenset()  # none: all
-    confidence: float = 0.0
-    density: tuple[float, float] = (0.0, 1.0)  # of live features, both ends included
-    scores: tuple[tuple[str, float], ...] = ()  # (name, at least)
+    density: tuple[float, float] = ANY  # of live features; both ends of all ranges are included
+    ranges: tuple[tuple[str, float, float], ...] = ()  # (column of the frame, from, to): `max`, `confidence`, `score_NAME`
 
 
 def feature_frame(bundle: Bundle) -> pd.DataFrame:
@@ -71,13 +73,15 @@ def kept(frame: pd.DataFrame, wanted: Filter) -> np.ndarray:
     mask = dead | ((density >= np.float32(low)) & (density <= np.float32(high)))
     if wanted.hide_dead:
         mask &= ~dead
+    if wanted.hide_live:
+        mask &= dead
     if wanted.dense_above is not None:
         mask &= density <= np.float32(wanted.dense_above)
     if wanted.kinds:
         mask &= frame["kind"].isin(wanted.kinds).to_numpy()
-    mask &= frame["confidence"].to_numpy() >= np.float32(wanted.confidence)
-    for name, least in wanted.scores:
-        mask &= frame[f"score_{name}"].to_numpy() >= np.float32(least)
+    for column, least, most in wanted.ranges:
+        values = frame[column].to_numpy()
+        mask &= (values >= np.float32(least)) & (values <= np.float32(most))
     if wanted.query:
         found = frame["search"].str.contains(wanted.query.casefold(), regex=False).to_numpy(dtype=bool)
         if (number := _number(wanted.query)) is not None:

@@ -1,6 +1,6 @@
 """The pipeline: texts, model and SAE in, a bundle out. Each stage is kept, so that a killed build goes on where it was.
 
-    texts -> tokens -> sae (read or trained) -> store -> features -> metrics -> published as `cache/NAME`
+    texts -> tokens -> sae (read or trained) -> store -> features -> map (if it can be drawn) -> metrics -> published as `cache/NAME`
 
 A build works in `cache/.build-NAME/`; nothing of it is seen by readers until the last step renames it into place. Stages are
 deterministic, so a resumed build ends with the same hashes as an undisturbed one.
@@ -25,7 +25,7 @@ from sae_explore.types import HookPoint
 Report = Callable[[str, str, float | None], None]
 """(stage, what is being done, share done or None). Raising from it cancels the build; what is done is kept."""
 
-STAGES = ("texts", "tokens", "sae", "store", "features", "metrics")
+STAGES = ("texts", "tokens", "sae", "store", "features", "map", "metrics")
 EVALUATED_TOKENS = 50_000  # on which explained variance is measured, at most
 DEFAULT_HOOK = "blocks.6.hook_resid_post"
 LOSS_TOKENS = 20_000  # for cross entropies, at most: they run the whole model four times

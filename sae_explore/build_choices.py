@@ -14,10 +14,13 @@ from sae_explore.hub import hub_problem
 from sae_explore.model_facts import ModelFacts
 from sae_explore.model_sources import GPT2, SMOLLM2, display_name, is_hub_id, is_local
 from sae_explore.presets import published_sae
+from sae_explore.sae_facts import SaeFacts, facts_of_sae
+from sae_explore.sae_names import is_on_hub, local_sae, looks_like_path
 from sae_explore.text_specs import DIVERSE, HUB_PREFIX, parse_hub_spec
 
 _LAYERS = {GPT2: 6, SMOLLM2: 22}
 _SHORT = {GPT2: "gpt2", SMOLLM2: "smollm2"}
+ASSUMED_LATENTS = 24_576  # of an SAE whose files are not here: so many have the published ones
 
 
 def default_layer(facts: ModelFacts) -> int:
@@ -31,13 +34,38 @@ def published_at(model: str, layer: int) -> str | None:
 
 
 def given_sae(text: str) -> str:
-    """An SAE on this machine as an absolute path, or on the Hub as it was written; InputError for a path that leads nowhere."""
-    path = Path(os.path.expanduser(text))
-    if path.exists():
-        return str(path.absolute())
-    if text.startswith((".", "/", "~")) or os.sep in text.partition(":")[0].replace("/", "", 1):
-        raise InputError(f"there is no SAE folder {text[:120]!r}")
+    """An SAE on this machine as an absolute path, or on the Hub as it was written; InputError for what is neither."""
+    if local := local_sae(text):
+        return str(local)
+    if not is_on_hub(text):
+        if looks_like_path(text):
+            there = "only .pt files are SAEs by themselves, others lie in folders" if _is_file(text) else "nothing lies there"
+            raise InputError(f"there is no SAE folder {text[:120]!r}: {there}")
+        raise InputError(f"SAE {text[:120]!r} is not understood; give a Hub id (USER/NAME or USER/NAME:FOLDER), a folder or a .pt file")
     return text
+
+
+def sae_words(known: SaeFacts | None) -> str:
+    """What is known of a given SAE's size, as a sentence."""
+    if known is None:
+        return f"How many features it has is not known before it is read; the estimate takes {ASSUMED_LATENTS:,}."
+    return f"It has {known.latents:,} features" + (f", {known.k:,} of them active on a token." if known.k else ".")
+
+
+def sizes_for_estimate(sae: str | None) -> dict:
+    """What `estimate.estimate` is to be told of a given SAE: sizes where they are known, and whether it is here; nothing where one is trained."""
+    if sae is None:
+        return {}
+    known = facts_of_sae(sae)
+    firing = {"sae_firing": known.k} if known and known.k else {}
+    return {"sae_latents": known.latents if known else ASSUMED_LATENTS, "sae_here": known is not None or not is_on_hub(sae), **firing}
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return os.path.isfile(os.path.expanduser(text))
+    except ValueError:  # a name that no file can have
+        return False
 
 
 def default_name(model: str, layer: int, *, trained: bool, taken: Iterable[str]) -> str:
@@ -65,7 +93,7 @@ def what_needs_the_hub(request: BuildRequest, *, models: Path) -> list[str]:
     found = []
     if is_hub_id(request.model) and not is_local(request.model, models=models, revision=request.revision):
         found.append(display_name(request.model))
-    if request.sae and not Path(request.sae).exists():
+    if request.sae and is_on_hub(request.sae) and facts_of_sae(request.sae) is None:  # neither here nor in the Hub's cache
         found.append("the SAE")
     if DIVERSE in request.texts:
         found.append("the diverse texts")

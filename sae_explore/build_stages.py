@@ -5,6 +5,7 @@ No stage holds anything of size tokens x latents or tokens x d_model beyond a bl
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from dataclasses import asdict
 
@@ -13,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from sae_explore import activation_store, bundle, encoding
+from sae_explore import activation_store, bundle, encoding, feature_map
 from sae_explore.activation_store import ActivationStore, StoreWriter
 from sae_explore.build_context import TRAIN_DOCUMENTS, Context, tokenized, training_split
 from sae_explore.collect import capacity_of, collect_activations, ignored_rows, residual_blocks, static_ignored
@@ -31,6 +32,8 @@ from sae_explore.tensor_file import read_tensors, write_tensors
 from sae_explore.tracer import bundle_sae
 from sae_explore.train import Progress, TrainConfig, train_topk
 from sae_explore.types import SaeSpec
+
+log = logging.getLogger(__name__)
 
 # ---- texts and tokens --------------------------------------------------------------------------------------------------
 
@@ -270,6 +273,20 @@ def stage_features(context: Context) -> dict:
         seed=context.request.seed,
         report=lambda text, share=None: context.report("features", text, share),
     )
+
+
+def stage_map(context: Context) -> dict:
+    """map.safetensors, where the library is installed and the dictionary can be drawn: a bundle is whole without it."""
+    if not feature_map.can_draw():
+        context.report("map", f"left out: {feature_map.LIBRARY} is not installed")
+        return {"drawn": False}
+    context.report("map", "drawing the map")
+    try:
+        feature_map.write_map(context.out, report=lambda text, share=None: context.report("map", text, share))
+    except (ImportError, MemoryError, ValueError, ArithmeticError) as error:
+        log.warning("the map of the dictionary was left out: %s", error)
+        return {"drawn": False}
+    return {"drawn": True}
 
 
 def stage_metrics(context: Context) -> dict:

@@ -8,13 +8,15 @@ card = bundle.card(123)
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from sae_explore import hash_record
 from sae_explore.activation_store import STORE_FILE, ActivationStore
-from sae_explore.bundle_files import check_name, default_cache, read_manifest, verify_hashes
+from sae_explore.bundle_checks import Checks, check_facts
+from sae_explore.bundle_files import AGAIN, MANIFEST, MAP_FILE, check_name, default_cache, read_manifest, verify_hashes
 from sae_explore.curated import read_curated
 from sae_explore.errors import BundleError, InputError
 from sae_explore.feature_stats import NONE
@@ -34,7 +36,13 @@ SAE_WEIGHTS = "sae_weights.safetensors"
 _ARRAYS = ("max", "histogram", "categories", *(f"coactive_{c}" for c in ("feature", "probability", "correlation", "count")),
            *(f"{side}_{what}" for side in ("decoder", "encoder") for what in ("neighbours", "cosines")))  # fmt: skip
 CONTEXT_BEFORE, CONTEXT_AFTER = 20, 12  # tokens of an example around its peak
-_HASH_AT_OPEN = 1 << 25  # files below are hashed when a bundle is opened (32 MB take 20 ms), larger ones by `verify`
+_LARGE = 1 << 25  # files below are hashed in each process that opens the bundle (32 MB take 20 ms), larger ones once (see `hash_record`)
+_DOCUMENTS = {"id": "text", "source": "text", "category": "text", "text": "text"}
+_FEATURES = {
+    **dict.fromkeys(("feature", "count"), "whole"),
+    **dict.fromkeys(("density", "max", "mean", "std", "skew", "kurtosis", "strength", "strength_ratio", "confidence"), "real"),
+    **dict.fromkeys(("peak_token", "lens_tokens", "label", "label_kind"), "text"),
+}
 
 
 def open_bundle(name: str, *, cache: Path | None = None) -> Bundle:
@@ -49,29 +57,70 @@ class Bundle:
         self.folder, self.name = folder, folder.name
         self.manifest = read_manifest(folder)
         self.files = folder / self.manifest["folder"]
-        verify_hashes(folder, self.manifest, below=_HASH_AT_OPEN)
+        known = hash_record.known(folder, self.manifest, at_least=_LARGE)
+        verify_hashes(folder, self.manifest, known=known)
+        check_facts(self.manifest, self.name)
         self.d_sae = int(self.manifest["sae"]["d_sae"])
-        self.documents, self._documents = self._table(DOCUMENTS_FILE, ("id", "source", "category", "text"))
-        self.features, self._features = self._table(
-            FEATURES_FILE, ("feature", "count", "density", "max", "label", "confidence"), self.d_sae
-        )
-        tokens = self._tensors(TOKENS_FILE, ("ids", "offsets", "char_ends", "ignored"))
-        self.ids, self.doc_offsets = tokens["ids"], np.asarray(tokens["offsets"])
-        self.char_ends, self.ignored = tokens["char_ends"], tokens["ignored"]
-        self.vocabulary = Vocabulary(**self._tensors(VOCABULARY_FILE, Vocabulary._fields))
-        self._pieces = self.vocabulary.blob.tobytes()
-        self.arrays = self._tensors(ARRAYS_FILE, _ARRAYS, self.d_sae)
-        self.lens = self._tensors(
-            LENS_FILE, [f"{c}.{s}" for c in self.manifest["lens"]["conventions"] for s in ("positive", "negative_ids")], self.d_sae
-        )
-        self.examples = self._tensors(EXAMPLES_FILE, ("top", "interval", "random"), self.d_sae)
-        self.store = ActivationStore(self.files / STORE_FILE, self.d_sae)
-        n = self.store.n_tokens
-        if any(len(a) != n for a in (self.ids, self.char_ends, self.ignored)) or not self._offsets_fit(n):
-            raise BundleError(f"tokens and activations of bundle {self.name!r} do not fit together; build it again with --force")
+        self._read_files()
+        self._check_files(known)
+        hash_record.keep(folder, self.manifest, {n for n, e in self.manifest["files"].items() if e["size"] >= _LARGE} - known)
         self.curated = read_curated(folder, generation=self.files.name, d_sae=self.d_sae, find_document=self.find_document)
         self.human_labels = {f.feature: f.label for f in self.curated.features}
         self.own_labels: Mapping[int, str] = {}
+
+    def _read_files(self) -> None:
+        """Tables into memory, arrays as maps; BundleError if one is missing or of another size."""
+        self.documents, self._documents = self._table(DOCUMENTS_FILE, _DOCUMENTS)
+        self.features, self._features = self._table(FEATURES_FILE, _FEATURES, self.d_sae)
+        tokens = self._tensors(TOKENS_FILE, ("ids", "offsets", "char_ends", "ignored"))
+        self.ids, self.doc_offsets = tokens["ids"], np.asarray(tokens["offsets"])
+        self.char_ends, self.ignored = tokens["char_ends"], tokens["ignored"]
+        vocabulary = self._tensors(VOCABULARY_FILE, Vocabulary._fields)
+        self.vocabulary = Vocabulary(**{name: vocabulary[name] for name in Vocabulary._fields})
+        self._pieces = self.vocabulary.blob.tobytes()
+        self.arrays = self._tensors(ARRAYS_FILE, _ARRAYS, self.d_sae)
+        lists = [
+            f"{c}.{side}" for c in self.manifest["lens"]["conventions"] for side in ("positive", "positive_ids", "negative", "negative_ids")
+        ]
+        self.lens = self._tensors(LENS_FILE, [*lists, *(f"folded.{name}" for name in ("histogram", "low", "high"))], self.d_sae)
+        self.examples = self._tensors(EXAMPLES_FILE, ("top", "interval", "random"), self.d_sae)
+        self.map_xy = self._tensors(MAP_FILE, ("xy",), self.d_sae)["xy"] if MAP_FILE in self.manifest["files"] else None
+        self._tensors(f"{SAE_FOLDER}/{SAE_WEIGHTS}", ("W_dec",), self.d_sae)
+        self._listed(STORE_FILE)
+        try:
+            self.store = ActivationStore(self.files / STORE_FILE, self.d_sae)
+        except BundleError as error:
+            raise BundleError(f"bundle {self.name!r}: {error}; {AGAIN}") from error
+
+    def _check_files(self, known: Collection[str]) -> None:
+        """That they fit together; the long lists of files that are `known` to be right are not looked at again."""
+        check, n = Checks(self.name), self.store.n_tokens
+        check.kind(
+            TOKENS_FILE,
+            {"ids": self.ids, "offsets": self.doc_offsets, "char_ends": self.char_ends, "ignored": self.ignored},
+            {"ids": ("iu", 1), "offsets": ("iu", 1), "char_ends": ("iu", 1), "ignored": ("b", 1)},
+        )
+        if any(len(a) != n for a in (self.ids, self.char_ends, self.ignored)) or not self._offsets_fit(n):
+            raise BundleError(f"tokens and activations of bundle {self.name!r} do not fit together; {AGAIN}")
+        check.columns(DOCUMENTS_FILE, self.documents, _DOCUMENTS)
+        check.columns(FEATURES_FILE, self.features, _FEATURES)
+        check.vocabulary(VOCABULARY_FILE, self.vocabulary)
+        check.lens(LENS_FILE, self.lens, self.manifest["lens"]["conventions"], rows=self.d_sae, vocabulary=len(self.vocabulary))
+        check.examples(EXAMPLES_FILE, self.examples, tokens=n)
+        if self.map_xy is not None:
+            check.map(MAP_FILE, self.map_xy)
+        check.features(ARRAYS_FILE, self.arrays, d_sae=self.d_sae, categories=len(self.categories))
+        if TOKENS_FILE not in known:
+            check.inside(TOKENS_FILE, "ids", self.ids, len(self.vocabulary))
+        if STORE_FILE not in known:
+            check.store(STORE_FILE, self.store)
+        if (shape := self.W_dec.shape) != (self.d_sae, self.manifest["sae"]["d_in"]):
+            raise check.refuse(f"{SAE_FOLDER}/{SAE_WEIGHTS}", f"holds a W_dec of the shape {shape}, which is not the SAE of the {MANIFEST}")
+
+    def _listed(self, name: str) -> None:
+        """BundleError unless the manifest names the file: one that it does not name is not hashed."""
+        if name not in self.manifest["files"]:
+            raise BundleError(f"the {MANIFEST} of bundle {self.name!r} does not name {name}; {AGAIN}")
 
     def with_labels(self, own: Mapping[int, str]) -> Bundle:
         """The same bundle as one visitor sees it, whose labels go before all others; it shares everything with this one, which keeps its own."""
@@ -84,23 +133,30 @@ class Bundle:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
+        self._listed(name)
         pa.set_memory_pool(pa.system_memory_pool())  # Arrow's own keeps some 30 MB of what reading the tables took
         try:
             table = pq.read_table(self.files / name)
         except Exception as error:  # pyarrow raises many kinds for a damaged file
-            raise BundleError(f"{name} of bundle {self.name!r} cannot be read: {(str(error).splitlines() or [''])[0][:200]}") from error
+            raise BundleError(
+                f"{name} of bundle {self.name!r} cannot be read ({(str(error).splitlines() or [''])[0][:200]}); {AGAIN}"
+            ) from error
         missing = [c for c in columns if c not in table.column_names]
         if missing or table.num_rows != (table.num_rows if rows is None else rows):
             what = f"lacks {', '.join(missing)}" if missing else f"has {table.num_rows} rows instead of {rows}"
-            raise BundleError(f"{name} of bundle {self.name!r} {what}; build it again with --force")
+            raise BundleError(f"{name} of bundle {self.name!r} {what}; {AGAIN}")
         return table, dict(zip(table.column_names, table.columns, strict=True))
 
     def _tensors(self, name: str, wanted: Sequence[str], rows: int | None = None) -> dict[str, np.ndarray]:
         """Memory maps of a file's tensors; BundleError if one is missing, or one of the `wanted` has not so many rows."""
-        found = read_tensors(self.files / name)
+        self._listed(name)
+        try:
+            found = read_tensors(self.files / name)
+        except BundleError as error:
+            raise BundleError(f"bundle {self.name!r}: {error}; {AGAIN}") from error
         for tensor in wanted:
-            if tensor not in found or (rows is not None and len(found[tensor]) != rows):
-                raise BundleError(f"{name} of bundle {self.name!r} holds no {tensor} that fits; build it again with --force")
+            if tensor not in found or (rows is not None and found[tensor].shape[:1] != (rows,)):
+                raise BundleError(f"{name} of bundle {self.name!r} holds no {tensor} that fits; {AGAIN}")
         return found
 
     def _offsets_fit(self, n_tokens: int) -> bool:
@@ -109,7 +165,7 @@ class Bundle:
             len(offsets) == self.n_documents + 1
             and int(offsets[0]) == 0
             and int(offsets[-1]) == n_tokens
-            and not (np.diff(offsets) < 0).any()
+            and not (offsets[1:] < offsets[:-1]).any()
         )
 
     # ---- facts -----------------------------------------------------------------------------------------------------

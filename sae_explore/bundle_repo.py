@@ -76,7 +76,7 @@ def listing(spec: RepoSpec) -> Listing:
 
     client = api()
     try:
-        info = client.model_info(spec.repo, revision=spec.revision)
+        info = client.model_info(spec.repo, revision=spec.revision, timeout=_TIMEOUT)
     except RevisionNotFoundError as error:
         raise InputError(f"the repository hf:{spec.repo} has no revision {spec.revision!r}") from error
     entries = client.list_repo_tree(spec.repo, recursive=True, revision=info.sha)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 log = logging.getLogger(__name__)
@@ -47,10 +47,11 @@ class CuratedText:
 
 @dataclass(frozen=True)
 class Curated:
-    """All of it; empty where there is no file."""
+    """All of it; empty where there is no file, or one that cannot be used, and `problem` says why in a sentence."""
 
     features: tuple[CuratedFeature, ...] = ()
     texts: tuple[CuratedText, ...] = ()
+    problem: str = field(default="", compare=False)
 
 
 class _Wrong(Exception):
@@ -60,15 +61,16 @@ class _Wrong(Exception):
 def read_curated(folder: Path, *, generation: str, d_sae: int, find_document: Callable[[str], int | None]) -> Curated:
     """The checked entries of a bundle folder's showcase.json. Never raises: what cannot be used is left out with a logged warning."""
     path = folder / FILE
-    if not path.is_file():
+    if not path.exists():
         return Curated()
     try:
         found = _read(path, generation)
         features = _entries(found, "features", MAX_FEATURES, lambda entry: _feature(entry, d_sae), key=lambda f: f.feature)
         texts = _entries(found, "texts", MAX_TEXTS, lambda entry: _text(entry, d_sae, find_document), key=lambda t: t.document)
     except _Wrong as why:
-        log.warning("%s of bundle %r is passed over: %s", FILE, folder.name, why)
-        return Curated()
+        problem = f"the {FILE} of bundle {folder.name!r} is passed over: {why}; mend it, or move it away"
+        log.warning("%s", problem)
+        return Curated(problem=problem)
     return Curated(features, texts)
 
 

@@ -106,8 +106,9 @@ def estimate(
     *,
     sae_latents: int = 0,
     sae_firing: int = _FIRING,
+    sae_here: bool = False,
 ) -> Estimate:
-    """What `request` will take on this machine; a given SAE's number of latents, and of those active on a token, are `sae_...`."""
+    """What `request` will take on this machine. Of a given SAE: its latents, those active on a token, and whether it needs no download."""
     hook, trained = HookPoint.parse(request.hook or DEFAULT_HOOK), request.sae is None
     L, k = (request.latents, request.k) if trained else (sae_latents, sae_firing)
     d, c = facts.width, request.context
@@ -132,8 +133,8 @@ def estimate(
         "features": L * (_LATENT + _LENS * d * facts.vocabulary + 2 * L * d),
         "metrics": judged * overlap * (forward + encode) + min(tokens, LOSS_TOKENS) * (2 * forward + 4 * whole),
     }
-    download = 0 if facts.here else 4 * facts.parameters
     sae_bytes = 8 * L * d
+    download = (0 if facts.here else 4 * facts.parameters) + (0 if trained or sae_here else sae_bytes)
     store = tokens * (8 * k + 16)
     kept = sae_bytes // (2 if request.weights == "float16" else 1) + store + 1_500 * L + characters // 2
     work = 4 * train_tokens * d + (3 * sae_bytes if trained else 0) + tokens * 12 * k
@@ -145,7 +146,7 @@ def estimate(
     found = Estimate(
         {stage: n / machine.rate for stage, n in operations.items()},
         tokens,
-        download + (0 if trained else sae_bytes),
+        download,
         download + work + kept,
         kept,
         memory,

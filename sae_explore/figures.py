@@ -27,12 +27,23 @@ GRID = "rgba(128,128,128,.18)"
 COUNTS = {"gridcolor": GRID, "showgrid": True, "rangemode": "tozero", "tickformat": ",d"}
 _SPAN = {"xref": "x", "yref": "paper", "y0": 0, "y1": 1}  # of the plot's whole height
 _BAR = 23  # pixels a horizontal bar takes
+_LONGEST = 22  # characters of a token on an axis
 _ROOM = 1.12  # the axis beyond the longest bar, for the number of a bar too short to hold it
 
 
 def axis_text(token: str) -> str:
     """A token or label for plotly: white space visible, nothing left that plotly would read as markup."""
-    return dotted(token).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return _escaped(dotted(token))
+
+
+def axis_name(token: str) -> str:
+    """The same for an axis, of which a token must leave something to its bars: rows of dashes and the like lose their middle."""
+    shown = dotted(token)
+    return _escaped(shown if len(shown) <= _LONGEST else f"{shown[: _LONGEST - 6]}…{shown[-5:]}")
+
+
+def _escaped(text: str) -> str:
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def lens_bars(tokens: Sequence[LensToken], *, baseline: float | None = None, end: float = 0.0) -> go.Figure:
@@ -54,13 +65,16 @@ def lens_bars(tokens: Sequence[LensToken], *, baseline: float | None = None, end
         height=_BAR * max(len(tokens), 1) + (34 if baseline is None else 48),
         top=2 if baseline is None else 20,
         xaxis={"range": [0, -end if suppressed else end], "visible": False},
-        yaxis={**row_axis(names), "tickfont": {"family": "monospace"}},
-        **({} if baseline is None else _mark(baseline, f"random {baseline:+.2f}")),
+        yaxis={**row_axis([axis_name(t.token) for t in tokens]), "tickfont": {"family": "monospace"}},
+        **({} if baseline is None else _mark(baseline, f"random {baseline:+.2f}", end)),
     )
 
 
-def activation_histogram(edges: np.ndarray, counts: np.ndarray) -> go.Figure:
-    """Positive activations in equal bins over (0, max], coloured by band; dotted lines where a band ends."""
+def activation_histogram(edges: np.ndarray, counts: np.ndarray, *, here: float | None = None) -> go.Figure:
+    """Positive activations in equal bins over (0, max], coloured by band; dotted lines where a band ends.
+
+    `here`: the activation on the text that one looks at, marked; above the maximum the axis grows to hold it.
+    """
     edges, counts = np.asarray(edges, float), np.asarray(counts)
     maximum, band = float(edges[-1]), band_of_bins(len(counts))
     bars = {
@@ -69,14 +83,44 @@ def activation_histogram(edges: np.ndarray, counts: np.ndarray) -> go.Figure:
         "customdata": [[float(a), float(b), BANDS[i + 1][0]] for a, b, i in zip(edges[:-1], edges[1:], band, strict=True)],
         "hovertemplate": "%{y:,} tokens between %{customdata[0]:.2f} and %{customdata[1]:.2f}<br>%{customdata[2]}<extra></extra>",
     }  # fmt: skip
+    limits = [vertical_line(end * maximum, name) for name, end in BANDS[1:-1]]
+    end = max(maximum or 1, 1.03 * (here or 0))
     return make_figure(
         [bars],
-        height=230,
+        height=230 if here is None else 246,
+        top=6 if here is None else 22,
         bargap=0,
-        xaxis={"range": [0, maximum or 1], "title": {"text": "activation"}},
+        xaxis={"range": [0, end], "title": {"text": "activation"}},
         yaxis={"title": {"text": "tokens"}, **COUNTS, "nticks": 5},
-        shapes=[vertical_line(end * maximum, name) for name, end in BANDS[1:-1]],
+        **_marks([] if here is None else [(here, f"this text {here:.2f}", COOL)], (0, end), lines=limits),
     )
+
+
+def lens_histogram(edges: np.ndarray, counts: np.ndarray, *, baseline: float, here: tuple[float, str] | None = None) -> go.Figure:
+    """What the feature's direction writes into the logit of every token of the vocabulary, on a log scale, because the few at the ends matter.
+
+    Dashed: what random directions reach, up and down. `here`: logit and name of a token to mark.
+    """
+    edges, counts = np.asarray(edges, float), np.asarray(counts)
+    middle = (edges[:-1] + edges[1:]) / 2
+    end = 1.03 * max(abs(edges[0]), abs(edges[-1]), abs(baseline), abs(here[0]) if here else 0, 1e-9)
+    bars = {
+        "type": "bar", "x": middle, "y": counts, "width": np.diff(edges), "marker": {"color": np.where(middle < 0, COOL, ACCENT).tolist(),
+        "line": {"width": 0}}, "customdata": np.stack([edges[:-1], edges[1:]], axis=1).tolist(),
+        "hovertemplate": "%{y:,} tokens between %{customdata[0]:+.2f} and %{customdata[1]:+.2f}<extra></extra>",
+    }  # fmt: skip
+    chance = [vertical_line(sign * baseline, "random directions", dash="dash", width=1.5) for sign in (-1, 1)]
+    powers = 10 ** np.arange(0, int(np.log10(max(counts.max(initial=1), 1))) + 1)
+    return make_figure(
+        [bars],
+        height=190 if here is None else 206,
+        top=6 if here is None else 22,
+        bargap=0,
+        xaxis={"range": [-end, end], "title": {"text": "logit"}, "nticks": 7},
+        yaxis={"type": "log", "range": [-0.3, float(np.log10(max(counts.max(initial=1), 1))) + 0.15], "title": {"text": "tokens"},
+               "gridcolor": GRID, "showgrid": True, **_ticks(powers, [f"{p:,}" for p in powers])},
+        **_marks([(here[0], axis_text(here[1]), GREY)] if here else [], (-end, end), lines=chance),
+    )  # fmt: skip
 
 
 def band_of_bins(bins: int) -> np.ndarray:
@@ -141,7 +185,7 @@ def density_histogram(
         [bars],
         height=200,
         bargap=0.04,
-        xaxis={"range": [start, 0], **_ticks(powers, [_one_in(p) for p in powers]), "title": {"text": "fires on … tokens"}},
+        xaxis={"range": [start, 0], **_ticks(powers, [one_in(p) for p in powers]), "title": {"text": "fires on … tokens"}},
         yaxis={"title": {"text": "features"}, **COUNTS, "nticks": 4},
         shapes=shapes,
     )
@@ -173,6 +217,7 @@ def similarity_heatmap(matrix: np.ndarray, names: Sequence[str]) -> go.Figure:
 def strength_bars(names: Sequence[str], strengths: Sequence[float], *, baseline: float) -> go.Figure:
     """Direction strength of features as horizontal bars, with the mean of random unit directions as a line."""
     values, texts = np.asarray(strengths, float), [axis_text(n) for n in names]
+    end = max([*values, baseline, 1e-9]) * _ROOM
     bars = {
         "type": "bar", "x": values, "y": np.arange(len(names)), "orientation": "h", "marker": {"color": ACCENT},
         "text": [f"{v:.3f}" for v in values],
@@ -184,9 +229,9 @@ def strength_bars(names: Sequence[str], strengths: Sequence[float], *, baseline:
         [bars],
         height=30 * max(len(names), 1) + 56,
         top=20,
-        xaxis={"range": [0, max([*values, baseline, 1e-9]) * _ROOM], "visible": False},
+        xaxis={"range": [0, end], "visible": False},
         yaxis=row_axis(texts),
-        **_mark(baseline, f"random {baseline:.3f}"),
+        **_mark(baseline, f"random {baseline:.3f}", end),
     )
 
 
@@ -202,23 +247,35 @@ def row_axis(texts: Sequence[str]) -> dict:
     return {**_ticks(np.arange(len(texts)), texts), "range": [len(texts) - 0.5, -0.5]}
 
 
-def vertical_line(x: float, name: str, *, dash: str = "dot", width: float = 1) -> dict:
-    return {**_SPAN, "type": "line", "x0": x, "x1": x, "line": {"color": GREY, "width": width, "dash": dash}, "name": name}
+def vertical_line(x: float, name: str, *, dash: str = "dot", width: float = 1, colour: str = GREY) -> dict:
+    return {**_SPAN, "type": "line", "x0": x, "x1": x, "line": {"color": colour, "width": width, "dash": dash}, "name": name}
 
 
-def _mark(x: float, text: str) -> dict:
-    """A dashed vertical line with a word above the plot."""
-    word = {"x": x, "y": 1, "yref": "paper", "yanchor": "bottom", "text": text, "showarrow": False, "font": {"size": 11, "color": GREY}}
+def _mark(x: float, text: str, end: float) -> dict:
+    """A dashed vertical line with a word above the plot, which stays inside it; the axis goes from 0 to `end`, or to its negative."""
+    word = {"x": x, "y": 1, "yref": "paper", "yanchor": "bottom", "text": text, "showarrow": False, "font": {"size": 11, "color": GREY},
+            "xanchor": "right" if abs(x) > 0.75 * end else "center"}  # fmt: skip
     return {"shapes": [vertical_line(x, "random directions", dash="dash", width=1.5)], "annotations": [word]}
 
 
-def _one_in(power: float) -> str:
+def _marks(marks: Sequence[tuple[float, str, str]], limits: tuple[float, float], *, lines: list[dict]) -> dict:
+    """Solid lines at (x, word above it, colour) beside other lines; a word near an end of the axis turns to the other side."""
+    words = [
+        {"x": x, "y": 1, "yref": "paper", "yanchor": "bottom", "text": text, "showarrow": False, "font": {"size": 11, "color": colour},
+         "xanchor": "right" if (x - limits[0]) / (limits[1] - limits[0]) > 0.7 else "left"}
+        for x, text, colour in marks
+    ]  # fmt: skip
+    solid = [vertical_line(x, text, dash="solid", width=2, colour=colour) for x, text, colour in marks]
+    return {"shapes": [*lines, *solid], "annotations": words}
+
+
+def one_in(power: float) -> str:
     """10^power of tokens as a tick: `1 in 1,000`."""
     return "all" if power == 0 else f"1 in {10**-power:,.0f}"
 
 
 def make_figure(traces: list[dict], *, height: int, xaxis: dict, yaxis: dict, top: int = 6, bargap: float = 0.28, **layout) -> go.Figure:
-    """All in one call: plotly checks every property each time a figure is changed, which costs more than drawing it."""
+    """All in one call, and unchecked: plotly's check of every property takes longer than all else on a page. The tests have it checked."""
     fixed = {"fixedrange": True, "automargin": True, "zeroline": False, "showgrid": False}
     return go.Figure(
         traces,
@@ -227,4 +284,5 @@ def make_figure(traces: list[dict], *, height: int, xaxis: dict, yaxis: dict, to
             "hoverlabel": {"align": "left"}, "paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)",
             "xaxis": {**fixed, **xaxis}, "yaxis": {**fixed, **yaxis}, **layout,
         },
+        _validate=False,
     )  # fmt: skip

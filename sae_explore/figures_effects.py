@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import plotly.graph_objects as go
 
-from sae_explore.figures import ACCENT, COOL, axis_text, make_figure
+from sae_explore.figures import ACCENT, COOL, axis_name, axis_text, make_figure
 from sae_explore.wording import percent
 
 _TOKEN = 40  # pixels: two bars and a gap
@@ -35,7 +35,7 @@ def probability_bars(tokens: Sequence[str], before: np.ndarray, after: np.ndarra
         top=30,
         bargap=0.25,
         xaxis={"range": [0, max(end, 1e-9) * _ROOM], "visible": False},
-        yaxis={"tickmode": "array", "tickvals": at, "ticktext": names, "ticks": "", "range": [len(names) - 0.5, -0.5],
+        yaxis={"tickmode": "array", "tickvals": at, "ticktext": [axis_name(t) for t in tokens], "ticks": "", "range": [len(names) - 0.5, -0.5],
                "tickfont": {"family": "monospace"}},
         showlegend=True,
         legend={"orientation": "h", "x": 0, "y": 1, "xanchor": "left", "yanchor": "bottom", "traceorder": "normal"},

@@ -34,7 +34,9 @@ def read_given_sae(request: BuildRequest, work: Work, report: Report) -> Sae:
     if not spec.hook and not request.hook:
         raise InputError(f"the files of the SAE {request.sae} do not say where in the model it reads; say it with --hook")
     if spec.hook and request.hook and HookPoint.parse(spec.hook).depth != HookPoint.parse(request.hook).depth:
-        raise InputError(f"the SAE {request.sae} reads {spec.hook}, but --hook says {request.hook}; leave --hook out or choose another SAE")
+        raise InputError(
+            f"the SAE {request.sae} reads {spec.hook}, but {request.hook} was asked for; leave --hook out or choose another SAE"
+        )
     _, why = centring(request.center, spec, found.repository or repository_of(str(found.path)))
     return replace(
         sae,

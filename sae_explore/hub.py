@@ -69,7 +69,7 @@ def hub_access(what: str, *, writing: bool = False) -> Iterator[None]:
     A failure probes the Hub again, so that one which has gone away since is not asked a second time. `writing`: `what` is put there.
     """
     require_hub(what, writing=writing)
-    from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HTTPError, RepositoryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
     try:
         yield
@@ -79,11 +79,14 @@ def hub_access(what: str, *, writing: bool = False) -> Iterator[None]:
         raise SourceError(f"{what} is gated: accept its terms on {hub_endpoint()} and set HF_TOKEN") from error
     except RepositoryNotFoundError as error:
         raise SourceError(f"{what} is not on the Hub, or it is private; check its name, or set HF_TOKEN") from error
+    except RevisionNotFoundError as error:
+        raise SourceError(f"{what} cannot be read from the Hub: it has no such revision; check it, or leave it out") from error
     except (OSError, ValueError, RuntimeError, HTTPError, EntryNotFoundError) as error:
         if problem := hub_problem(refresh=True):
             raise SourceError(_refusal(what, problem, writing)) from error
         done = "written to" if writing else "read from"
-        raise SourceError(f"{what} cannot be {done} the Hub: {one_line(error)}") from error
+        why = "it stopped answering; try again, what has come is kept" if is_timeout(error) else one_line(error)
+        raise SourceError(f"{what} cannot be {done} the Hub: {why}") from error
 
 
 def byte_counter(report: Callable[[int, int], None]) -> type:
@@ -105,6 +108,11 @@ def byte_counter(report: Callable[[int, int], None]) -> type:
                     report(min(most), most[1])
 
     return Counter
+
+
+def is_timeout(error: BaseException) -> bool:
+    """Whether a server was silent for too long. (The Hub's client has changed its HTTP library before; their names for it agree.)"""
+    return isinstance(error, TimeoutError) or type(error).__name__ in ("ConnectTimeout", "ReadTimeout")
 
 
 def one_line(error: BaseException) -> str:

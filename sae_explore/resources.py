@@ -21,9 +21,12 @@ from streamlit.runtime.scriptrunner import get_script_run_ctx
 from sae_explore import bundle_files, curated, default_bundle, public_mode, shared_bundles
 from sae_explore.browse import feature_frame, with_labels
 from sae_explore.bundle import Bundle
+from sae_explore.compare import Comparison, compare_traces
 from sae_explore.diverse import clarity, diverse_features
 from sae_explore.edits import Attribution, Edit, Effect
 from sae_explore.errors import ModelError
+from sae_explore.find import TokenFound, by_token
+from sae_explore.find_tokens import TokenTexts
 from sae_explore.model_jobs import LabJob, TracerJob
 from sae_explore.notes import sae_of
 from sae_explore.notes_store import FileStore
@@ -120,6 +123,19 @@ def get_frame(bundle: Bundle) -> pd.DataFrame:
     return with_labels(frame, bundle.own_labels, OWN) if bundle.own_labels else frame
 
 
+@st.cache_resource(max_entries=4, show_spinner=False)
+def _map_points(name: str, version: int):
+    from sae_explore.figures_map import points_of  # imports plotly
+
+    frame = _frame(name, version)
+    return points_of(_bundle(name, version).map_xy, frame["label"].tolist(), frame["density"].to_numpy())
+
+
+def get_map_points(bundle: Bundle):
+    """The map's points without a visitor's own labels (a `figures_map.Points`), shared: not to be changed."""
+    return _map_points(bundle.name, version_of(bundle.name))
+
+
 @st.cache_resource(max_entries=8, show_spinner=False)
 def _quality(name: str, version: int) -> StoreQuality:
     return store_quality(_bundle(name, version))
@@ -128,6 +144,26 @@ def _quality(name: str, version: int) -> StoreQuality:
 def get_quality(bundle: Bundle) -> StoreQuality:
     """What the store and the decoder say about the SAE (see `quality`), shared: not to be changed."""
     return _quality(bundle.name, version_of(bundle.name))
+
+
+@st.cache_resource(max_entries=4, show_spinner=False)
+def _token_texts(name: str, version: int) -> TokenTexts:
+    return TokenTexts(_bundle(name, version).vocabulary)
+
+
+def get_token_texts(bundle: Bundle) -> TokenTexts:
+    """The vocabulary, to be looked up by what a person types; shared."""
+    return _token_texts(bundle.name, version_of(bundle.name))
+
+
+@st.cache_data(max_entries=64, show_spinner=False)
+def _on_token(name: str, version: int, ids: tuple[int, ...]) -> TokenFound:
+    return by_token(_bundle(name, version), np.asarray(ids, np.int64))
+
+
+def get_on_token(bundle: Bundle, ids: np.ndarray) -> TokenFound:
+    """What fires on these vocabulary tokens in the stored texts (see `find`)."""
+    return _on_token(bundle.name, version_of(bundle.name), tuple(map(int, ids)))
 
 
 def notes_file(bundle: Bundle) -> FileStore:
@@ -262,6 +298,36 @@ def _document_trace(name: str, version: int, document: int) -> TextTrace:
 def get_document_trace(bundle: Bundle, document: int) -> TextTrace:
     """A stored document, as if its text had been pasted; needs no model."""
     return _document_trace(bundle.name, version_of(bundle.name), document)
+
+
+@st.cache_data(max_entries=32, show_spinner=False)
+def _comparison(name: str, version: int, a: str | int, b: str | int) -> Comparison:
+    traces = [_document_trace(name, version, t) if isinstance(t, int) else _trace(name, version, t) for t in (a, b)]
+    return compare_traces(*traces, _bundle(name, version).maxima)
+
+
+def get_comparison(bundle: Bundle, a: str | int, b: str | int) -> Comparison:
+    """What differs between two texts: own ones (the job must be done), or rows of stored ones. InputError as in `compare`."""
+    return _comparison(bundle.name, version_of(bundle.name), a, b)
+
+
+@st.cache_resource(max_entries=4, show_spinner=False)
+def _mean_row(name: str, version: int, _unembedding):
+    from sae_explore.lens import mean_row
+
+    return mean_row(_unembedding)
+
+
+def get_lens_logit(bundle: Bundle, feature: int, token: int) -> float | None:
+    """What a feature's direction writes into a token's logit (folded lens); None while the model is not in memory: it is not loaded for this."""
+    tracer = tracer_job(bundle).tracer
+    if tracer is None:
+        return None
+    from sae_explore.lens import folded_logit
+
+    unembedding = tracer.model.unembedding
+    mean = _mean_row(bundle.name, version_of(bundle.name), unembedding)
+    return folded_logit(bundle.W_dec[feature], unembedding, token, mean=mean)
 
 
 # ---- features changed inside the model ---------------------------------------------------------------------------------

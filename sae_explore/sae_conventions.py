@@ -30,7 +30,7 @@ def repository_of(path: str) -> str:
 def centring(choice: str, spec: SaeSpec, repository: str) -> tuple[bool, str]:
     """Whether the mean of each residual is subtracted, and why, as a clause. `choice` is auto, yes or no."""
     if choice != "auto":
-        return choice == "yes", f"--center {choice}"
+        return choice == "yes", "as was asked for"
     if repository in CENTRED_REPOSITORIES:
         return True, f"known of the repository {repository}"
     return spec.center_input, "as its configuration says" if spec.center_input else ""

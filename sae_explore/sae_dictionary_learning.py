@@ -17,7 +17,7 @@ import torch
 
 from sae_explore.errors import InputError, SaeError
 from sae_explore.sae import Sae
-from sae_explore.sae_files import floating, must_be, one_of, part, read_config, read_pickle, whole
+from sae_explore.sae_files import floating, must_be, one_of, part, read_config, read_pickle, shown, whole
 from sae_explore.types import HookPoint, SaeSpec
 
 FORMAT = "dictionary_learning"
@@ -64,7 +64,7 @@ def read(folder: Path, name: str) -> Sae:
         d_sae,
         _k(trainer, buffers) if family in _BUFFERS else None,
         hook=_hook(trainer),
-        model=str(trainer.get("lm_name") or ""),
+        model=shown(trainer.get("lm_name") or ""),
         context=whole(CONFIG_FILE, buffer, "ctx_len", default=0),
         prepend_bos=None,
         apply_b_dec_to_input=kind not in _INPUT_AS_IT_IS,
@@ -97,5 +97,5 @@ def _hook(trainer: dict) -> str:
     if layer is None:
         return ""
     if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer < 1000:
-        raise SaeError(f"{CONFIG_FILE}: layer is {str(layer)[:60]!r}, expected the number of a block")
+        raise SaeError(f"{CONFIG_FILE}: layer is {shown(layer)!r}, expected the number of a block")
     return HookPoint(layer).name

@@ -7,9 +7,15 @@ what it should be, is an SaeError of one sentence that names the file and the ke
 from __future__ import annotations
 
 import json
+import math
 import pickle
+import reprlib
+import struct
+import tarfile
+import tokenize
 import warnings
 import zipfile
+import zlib
 from collections.abc import Collection
 from pathlib import Path
 
@@ -19,15 +25,23 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from sae_explore.errors import InputError, SaeError
+from sae_explore.memory import available_memory
 
+_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0}  # of NumPy's arrays; the others are read alike
 MAX_WIDTH = 1 << 24  # of any side of an SAE
+_MAX_CONFIG = 1 << 24  # bytes
+_SPARE = 1 << 28  # bytes of memory left to the rest of the program when an archive is unpacked
 _SHOWN = 60  # characters of a foreign key or value in a message
 
 
 def read_config(path: Path) -> dict:
     """A JSON object; InputError if there is no such file."""
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            data = file.read(_MAX_CONFIG + 1)
+        if len(data) > _MAX_CONFIG:
+            raise SaeError(f"{path} is larger than {_MAX_CONFIG:,} bytes, so it is no configuration")
+        config = json.loads(data.decode("utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path.parent} is no SAE folder: it holds no {path.name}") from None
     except (OSError, ValueError, RecursionError) as error:
@@ -42,13 +56,17 @@ def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
         return load_file(path)
     except FileNotFoundError:
         raise SaeError(f"{path.parent} holds no {path.name}") from None
-    except (OSError, SafetensorError, ValueError) as error:
+    except (OSError, SafetensorError, ValueError, KeyError, RuntimeError, MemoryError) as error:
         raise SaeError(f"{path} cannot be read: {_reason(error)}") from error
 
 
 def read_pickle(path: Path) -> dict:
     """A state dict: tensors by name, and what else the file holds of plain values. No object of any other kind is made."""
     try:
+        if not _begins_as_zip(path) and tarfile.is_tarfile(path):  # PyTorch would unpack it to a folder of the system before it refuses it
+            raise SaeError(
+                f"{path} cannot be read: it is a tar archive, the form of PyTorch before 2017; save it again with a newer version"
+            )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickles that PyTorch did not write
             found = torch.load(path, map_location="cpu", weights_only=True)
@@ -56,11 +74,18 @@ def read_pickle(path: Path) -> dict:
         raise SaeError(f"{path.parent} holds no {path.name}") from None
     except pickle.UnpicklingError as error:
         raise SaeError(f"{path} is no file of tensors that PyTorch wrote, or holds other objects, of which none is made here") from error
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, AttributeError, TypeError, IndexError, zipfile.BadZipFile) as error:
+    except (OSError, RuntimeError, ValueError, EOFError, LookupError, AttributeError, TypeError, ArithmeticError, AssertionError,
+            MemoryError, struct.error, zipfile.BadZipFile) as error:  # fmt: skip
         raise SaeError(f"{path} cannot be read: {_reason(error)}") from error
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
         raise SaeError(f"{path} holds {type(found).__name__}, expected tensors by name")
     return found
+
+
+def _begins_as_zip(path: Path) -> bool:
+    """PyTorch's own test, stricter than that of `zipfile`: a tar archive with a zip archive behind it is none."""
+    with path.open("rb") as file:
+        return file.read(4) == b"PK\x03\x04"
 
 
 def read_npz(path: Path) -> dict[str, torch.Tensor]:
@@ -69,12 +94,29 @@ def read_npz(path: Path) -> dict[str, torch.Tensor]:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise SaeError(f"{path} is no archive of arrays")
+            _check_sizes(path, archive)
             arrays = {name: archive[name] for name in archive.files}
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
     except FileNotFoundError:
         raise SaeError(f"{path.parent} holds no {path.name}") from None
-    except (OSError, ValueError, EOFError, TypeError, KeyError, NotImplementedError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, TypeError, LookupError, RuntimeError, ArithmeticError, MemoryError, SyntaxError, struct.error,
+            zlib.error, tokenize.TokenError, zipfile.BadZipFile) as error:  # fmt: skip
         raise SaeError(f"{path} cannot be read: {_reason(error)}") from error
+
+
+def _check_sizes(path: Path, archive: np.lib.npyio.NpzFile) -> None:
+    """SaeError for an archive that unpacks to more than the memory holds, or an array that claims more than its part of the file."""
+    sizes = {info.filename.removesuffix(".npy"): info.file_size for info in archive.zip.infolist()}
+    free = available_memory()
+    if free is not None and sum(sizes.values()) > max(free - _SPARE, 0):
+        raise SaeError(f"{path} unpacks to {sum(sizes.values()) / 1e6:,.0f} MB, more than the {free / 1e6:,.0f} MB of memory that are free")
+    for name in archive.files:
+        with archive.zip.open(f"{name}.npy" if f"{name}.npy" in archive.zip.namelist() else name) as file:
+            if file.peek(6)[:6] != b"\x93NUMPY":
+                raise SaeError(f"{path}: {name[:_SHOWN]!r} is no array")
+            shape, _, dtype = _HEADERS.get(np.lib.format.read_magic(file), np.lib.format.read_array_header_2_0)(file)
+        if dtype.itemsize * math.prod(shape) > sizes[name]:
+            raise SaeError(f"{path}: {name[:_SHOWN]!r} is cut short: its header says {shape}")
 
 
 def floating(
@@ -89,10 +131,19 @@ def floating(
         wrong = ", ".join(sorted(missing | unknown))[:200]
         raise SaeError(f"{where}: the tensors of {known or 'this SAE'} are {', '.join(sorted(names))}; missing or unknown: {wrong}")
     for name, tensor in tensors.items():
-        if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point() or tensor.is_sparse:
+        if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
             kind = str(tensor.dtype).removeprefix("torch.") if isinstance(tensor, torch.Tensor) else type(tensor).__name__
             raise SaeError(f"{where}: {name} is {kind}, expected a tensor of floating-point numbers")
+        if not _is_plain(tensor):
+            raise SaeError(f"{where}: {name} is sparse, nested, without data or larger than what is stored of it; expected a plain tensor")
     return {name: tensor.detach().float() for name, tensor in tensors.items()}
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is what a file holds of it: not sparse, nested or without data, nor a few numbers repeated to a huge matrix."""
+    if tensor.is_nested or tensor.layout is not torch.strided or tensor.device.type != "cpu":
+        return False
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
 def matrix_sides(where: str, name: str, tensor: torch.Tensor) -> tuple[int, int]:
@@ -106,8 +157,8 @@ def check_keys(where: str, config: dict, known: Collection[str], *, of: str) -> 
     """SaeError naming a key that is not understood: it might change the numbers."""
     unknown = sorted(set(config) - set(known), key=str)
     if unknown:
-        shown = ", ".join(sorted(known)) if len(known) <= 15 else ""
-        raise SaeError(f"{where}: the key {str(unknown[0])[:_SHOWN]!r} of {of} is not understood" + (f"; known: {shown}" if shown else ""))
+        listed = ", ".join(sorted(known)) if len(known) <= 15 else ""
+        raise SaeError(f"{where}: the key {shown(unknown[0])!r} of {of} is not understood" + (f"; known: {listed}" if listed else ""))
 
 
 def whole(where: str, config: dict, key: str, *, default: int | None = None) -> int:
@@ -115,7 +166,7 @@ def whole(where: str, config: dict, key: str, *, default: int | None = None) -> 
     value = config.get(key)
     value = default if value is None else value
     if isinstance(value, bool) or not isinstance(value, int) or not (1 <= value <= MAX_WIDTH or (value == default)):
-        raise SaeError(f"{where}: {key} is {str(value)[:_SHOWN]!r}, expected a whole number of at least 1")
+        raise SaeError(f"{where}: {key} is {shown(value)!r}, expected a whole number of at least 1")
     return value
 
 
@@ -124,7 +175,7 @@ def flag(where: str, config: dict, key: str, *, default: bool) -> bool:
     value = config.get(key)
     value = default if value is None else value
     if not isinstance(value, bool):
-        raise SaeError(f"{where}: {key} is {str(value)[:_SHOWN]!r}, expected true or false")
+        raise SaeError(f"{where}: {key} is {shown(value)!r}, expected true or false")
     return value
 
 
@@ -133,14 +184,14 @@ def one_of(where: str, config: dict, key: str, allowed: Collection[str], *, defa
     value = config.get(key)
     value = default if value is None else value
     if not isinstance(value, str) or value not in allowed:
-        raise SaeError(f"{where}: {key} {str(value)[:_SHOWN]!r} is not supported; known: {', '.join(allowed)}")
+        raise SaeError(f"{where}: {key} {shown(value)!r} is not supported; known: {', '.join(allowed)}")
     return value
 
 
 def must_be(where: str, config: dict, key: str, *allowed: object, why: str) -> None:
     """SaeError unless the key is absent or has one of these values: another one would change the numbers."""
     if key in config and not any(type(config[key]) is type(value) and config[key] == value for value in allowed):
-        raise SaeError(f"{where}: {key} {str(config[key])[:_SHOWN]!r} is not supported: {why}")
+        raise SaeError(f"{where}: {key} {shown(config[key])!r} is not supported: {why}")
 
 
 def part(where: str, config: dict, key: str) -> dict:
@@ -150,6 +201,11 @@ def part(where: str, config: dict, key: str) -> dict:
     if not isinstance(value, dict):
         raise SaeError(f"{where}: {key} is {type(value).__name__}, expected an object")
     return value
+
+
+def shown(value: object) -> str:
+    """A foreign value for a message: short, and however deeply it is nested."""
+    return (str(value) if isinstance(value, str | int | float | None) else reprlib.repr(value))[:_SHOWN]
 
 
 def _reason(error: BaseException) -> str:

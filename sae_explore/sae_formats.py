@@ -91,7 +91,7 @@ def load_sae(path: Path, *, source: str = "", repository: str = "", fold: bool =
     sae = replace(sae, spec=replace(sae.spec, center_input=centred))
     foldable = sae.spec.architecture not in ("topk", "batchtopk")
     if fold and foldable and float((sae.W_dec.norm(dim=-1) - 1).abs().max()) > _UNIT:
-        sae = sae.fold_decoder_norms()
+        sae = sae.fold_decoder_norms().checked()  # numbers near the end of their range may not stay finite
     return sae
 
 

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 from sae_explore.errors import SaeError
 from sae_explore.sae import Sae
-from sae_explore.sae_files import MAX_WIDTH, check_keys, flag, floating, must_be, one_of, part, read_config, read_safetensors, whole
+from sae_explore.sae_files import MAX_WIDTH, check_keys, flag, floating, must_be, one_of, part, read_config, read_safetensors, shown, whole
 from sae_explore.sae_saelens_keys import MODERN_KEYS, OLD_KEYS
 from sae_explore.types import HookPoint, SaeSpec
 
@@ -65,7 +65,7 @@ def read(folder: Path, name: str) -> Sae:
         d_sae=whole(CONFIG_FILE, config, "d_sae"),
         k=whole(CONFIG_FILE, config, "k") if family == "topk" else _average_k(config) if family == "batchtopk" else None,
         hook=HookPoint.parse(hook).name,
-        model=str(metadata.get("model_name") or ""),
+        model=shown(metadata.get("model_name") or ""),
         context=whole(CONFIG_FILE, metadata, "context_size", default=0),
         prepend_bos=flag(CONFIG_FILE, metadata, "prepend_bos", default=True),
         apply_b_dec_to_input=flag(CONFIG_FILE, config, "apply_b_dec_to_input", default=True),
@@ -112,7 +112,7 @@ def _average_k(config: dict) -> int:
     """How many latents of a BatchTopK SAE are active on average, rounded."""
     k = config.get("k")
     if isinstance(k, bool) or not isinstance(k, int | float) or not 0.5 <= k <= MAX_WIDTH:
-        raise SaeError(f"{CONFIG_FILE}: k is {str(k)[:60]!r}, expected a number of at least 1")
+        raise SaeError(f"{CONFIG_FILE}: k is {shown(k)!r}, expected a number of at least 1")
     return round(k)
 
 
@@ -124,7 +124,7 @@ def _normalisation(config: dict) -> tuple[str, float]:
     if given == _SCALED or factor is not None:
         if given not in (_SCALED, "none") or isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 < factor < 1e12:
             raise SaeError(
-                f"{CONFIG_FILE}: normalize_activations {str(given)[:60]!r} needs its factor, norm_scaling_factor, which is {str(factor)[:60]!r}; "
+                f"{CONFIG_FILE}: normalize_activations {shown(given)!r} needs its factor, norm_scaling_factor, which is {shown(factor)!r}; "
                 "fold it into the weights (SAELens: fold_activation_norm_scaling_factor) or write it into the file"
             )
         return "none", float(factor)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from html import escape
 
 import numpy as np
@@ -25,13 +25,14 @@ def colours(scope: str = "") -> str:
 
 
 STYLE = """
-.sx { line-height: 1.75; font-size: 0.95rem; overflow-wrap: anywhere; }
+.sx { line-height: 1.75; font-size: 0.95rem; overflow-wrap: anywhere; unicode-bidi: plaintext; }
 .sx .t { border-radius: 3px; padding: 1px 0; white-space: pre-wrap; }
 .sx .t:hover { outline: 1px solid rgba(128,128,128,.6); }
 .sx .ig { color: rgba(128,128,128,.75); font-style: italic; }
 .sx .nl { color: rgba(128,128,128,.65); font-size: .8em; }
-.sx .by { font-family: monospace; font-size: .8em; color: rgba(128,128,128,.95); }
+.sx .by { font-family: monospace; font-size: .8em; color: rgba(128,128,128,.95); unicode-bidi: isolate; }
 .sx .pk { box-shadow: inset 0 -2px 0 rgb(194,80,10); font-weight: 600; }
+.sx .lone { text-decoration: underline 2px rgba(128,128,128,.95); text-underline-offset: 5px; text-decoration-skip-ink: none; }
 .sx .cut { color: rgba(128,128,128,.7); }
 .sx.prose { white-space: pre-wrap; font-size: 1.02rem; }
 .sx .given { color: rgba(128,128,128,1); }
@@ -39,6 +40,9 @@ STYLE = """
 .sx.ex .v { text-align: right; font-variant-numeric: tabular-nums; color: rgba(128,128,128,.95); padding: .32rem 0; font-size: .85rem; }
 .sx.ex .x { padding: .32rem 0; border-bottom: 1px solid rgba(128,128,128,.16); min-width: 0; }
 .sx.ex .c { color: rgba(128,128,128,.95); font-size: .78rem; margin-left: .5rem; white-space: nowrap; }
+.sx.ex .go { color: inherit; opacity: .75; font-size: .78rem; margin-left: .5rem; white-space: nowrap; text-decoration: underline;
+             text-decoration-color: rgba(128,128,128,.5); text-underline-offset: .18em; }
+.sx.ex .go:hover { opacity: 1; text-decoration-color: currentColor; }
 .sx .chip { display: inline-block; border: 1px solid rgba(128,128,128,.35); border-radius: 4px; padding: 0 .35rem; margin: 0 .3rem .3rem 0;
             font-family: monospace; font-size: .82rem; line-height: 1.6; white-space: pre-wrap; max-width: 100%; overflow-wrap: anywhere; }
 .sx.sc { display: grid; grid-template-columns: max-content minmax(2rem, 4.5rem) 2.2rem minmax(0, 1fr); column-gap: .6rem; row-gap: .2rem;
@@ -110,9 +114,18 @@ def pieces(text: str, data: bytes = b"") -> list[tuple[str, str]]:
 _WRAP = {"text": "{}", "mark": '<span class="nl">{}</span>', "code": '<span class="by">{}</span>'}
 
 
-def visible(text: str, data: bytes = b"") -> str:
-    """A token as escaped HTML in which line breaks, tabs, lone spaces, control characters and incomplete bytes can be seen."""
-    return "".join(_WRAP[kind].format(escape(string)) for kind, string in pieces(text, data))
+def on_one_line(found: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The pieces of a token with its line breaks and tabs as marks only."""
+    return [(kind, " " if string in ("\n", "\t") else string) for kind, string in found]
+
+
+def visible(text: str, data: bytes = b"", *, breaks: bool = True) -> str:
+    """A token as escaped HTML in which line breaks, tabs, lone spaces, control characters and incomplete bytes can be seen.
+
+    Without `breaks` a line break is a mark, and the text runs on.
+    """
+    found = pieces(text, data)
+    return "".join(_WRAP[kind].format(escape(string)) for kind, string in (found if breaks else on_one_line(found)))
 
 
 def plain(text: str, data: bytes = b"") -> str:
@@ -153,8 +166,14 @@ def token_spans(
     start: int = 0,
     data: Sequence[bytes] | None = None,
     feature: int | None = None,
+    where: str = "",
+    breaks: bool = True,
+    lone: np.ndarray | None = None,
 ) -> str:
-    """One run of tokens. `peak` is an index into `tokens`; `start` the position of the first one, for the tooltips."""
+    """One run of tokens. `peak` is an index into `tokens`; `start` the position of the first one and `where` the text, for the tooltips.
+
+    `breaks`: whether the text breaks its lines where it has line breaks. `lone` marks tokens that only one of two texts has.
+    """
     parts = []
     for i, text in enumerate(tokens):
         value = float(values[i])
@@ -170,7 +189,13 @@ def token_spans(
             tip += " (ignored: special token or attention sink)"
         elif feature is not None:
             tip += f", feature {feature} at {value:.2f}" if value > 0 else f", feature {feature} silent"
-        parts.append(f'<span class="{" ".join(classes)}" title="{escape(tip)}">{visible(text, data[i] if data else b"")}</span>')
+        if lone is not None and lone[i]:
+            classes.append("lone")
+            tip += " (in this text only)"
+        if where:
+            tip += f"\n{where}"
+        shown = visible(text, data[i] if data else b"", breaks=breaks)
+        parts.append(f'<span class="{" ".join(classes)}" title="{escape(tip)}">{shown}</span>')
     return "".join(parts)
 
 
@@ -179,17 +204,33 @@ def run_html(tokens: Sequence[str], values: np.ndarray, ignored: np.ndarray, max
     return f'<div class="sx">{token_spans(tokens, values, ignored, maximum, **options)}</div>'
 
 
-def examples_html(examples: Iterable[Example], maximum: float, *, feature: int, categories: bool = True) -> str:
-    """A list of examples as one block: peak value, tokens in context, category."""
+def examples_html(
+    examples: Iterable[Example],
+    maximum: float,
+    *,
+    feature: int,
+    categories: bool = True,
+    breaks: bool = True,
+    address: Callable[[Example], str] | None = None,
+) -> str:
+    """A list of examples as one block: peak value, tokens in context, category.
+
+    `address`: of the page that shows an example's whole text; each example then ends with a link to it (see `views.example_links`).
+    """
     rows = []
     for e in examples:
-        peak, data = e.peak - e.start, e.bytes or None
-        spans = token_spans(e.tokens, e.values, e.ignored, maximum, peak=peak, start=e.start, data=data, feature=feature)
+        where = plain(f"{e.document_id} ({e.category})" if e.category else e.document_id)
+        spans = token_spans(
+            e.tokens, e.values, e.ignored, maximum, peak=e.peak - e.start, start=e.start, data=e.bytes or None, feature=feature,
+            where=where, breaks=breaks,
+        )  # fmt: skip
         left = '<span class="cut">… </span>' if e.cut_left else ""
         right = '<span class="cut"> …</span>' if e.cut_right else ""
         tip = escape(f"{e.document_id} · {e.source} · token {e.peak}")
-        where = f'<span class="c" title="{tip}">{escape(e.category)}</span>' if categories else ""
-        rows.append(f'<div class="v">{e.max:.2f}</div><div class="x">{left}{spans}{right}{where}</div>')
+        end = f'<span class="c" title="{tip}">{escape(e.category)}</span>' if categories else ""
+        if address:
+            end += f' <a class="go" href="{escape(address(e))}" title="Open the whole text, coloured by this feature">open in Text</a>'
+        rows.append(f'<div class="v">{e.max:.2f}</div><div class="x">{left}{spans}{right}{end}</div>')
     return f'<div class="sx ex">{"".join(rows)}</div>'
 
 
@@ -231,20 +272,22 @@ def scores_html(rows: Iterable[tuple[str, str, float | None, str]]) -> str:
     return f'<div class="sx sc">{"".join(parts)}</div>'
 
 
-def bands_html() -> str:
-    """The colours of one feature's activations, as bands: trace, weak, moderate, strong."""
+def bands_html(*, lone: bool = False) -> str:
+    """The colours of one feature's activations, as bands: trace, weak, moderate, strong; with `lone`, what the mark on tokens means."""
     entries, low = [], 0.0
     for name, end in BANDS[1:]:
         middle = (low + end) / 2 if end < 1 else 1.0
         entries.append((name, f"under {end:.0%}" if end < 1 else f"from {low:.0%} of its maximum", step_of(middle, 1.0)))
         low = end
-    return legend_html(entries)
+    return legend_html(entries, lone=lone)
 
 
-def legend_html(entries: Iterable[tuple[str, str, int]]) -> str:
-    """Colours and what they mean: (word on the colour, words after it, step)."""
+def legend_html(entries: Iterable[tuple[str, str, int]], *, lone: bool = False) -> str:
+    """Colours and what they mean: (word on the colour, words after it, step); and `lone` as above."""
     parts = [
         f'<span class="key"><span class="band a{step}">{escape(word)}</span><span class="note">{escape(note)}</span></span>'
         for word, note, step in entries
     ]
+    if lone:
+        parts.append('<span class="key"><span class="lone">underlined</span><span class="note">in this text only</span></span>')
     return f'<div class="sx legend">{"".join(parts)}</div>'

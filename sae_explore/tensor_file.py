@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import math
+import mmap
 import os
 from pathlib import Path
 from typing import BinaryIO
@@ -118,6 +119,14 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
         raise BundleError(f"{path.name} is damaged: its header is no table of tensors")
     header.pop("__metadata__", None)
     return {name: _read_one(path, name, entry, 8 + length, size) for name, entry in header.items()}
+
+
+def release(array: np.ndarray) -> None:
+    """Take the pages of a memory-mapped array out of this process's memory, which come back when they are read."""
+    while isinstance(array, np.ndarray):
+        array = array.base
+    if isinstance(array, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        array.madvise(mmap.MADV_DONTNEED)
 
 
 def _read_one(path: Path, name: str, entry: object, base: int, size: int) -> np.ndarray:

@@ -14,10 +14,12 @@ from collections.abc import Iterator, Sequence
 from typing import BinaryIO, NamedTuple
 
 from sae_explore.errors import InputError
+from sae_explore.terminal import clean
 from sae_explore.text_specs import PARQUET, text_format
 
 MAX_TEXT = 1_000_000  # characters of one text; longer ones are shortened
-_MAX_LINE = 64 << 20  # bytes of one line, several times what a text of MAX_TEXT can need
+_MAX_LINE = 64 << 20  # bytes of one line or value, several times what a text of MAX_TEXT can need
+_MAX_COLUMNS = 10_000
 _BATCH = 64  # rows of a Parquet file read at once
 _TEXT_COLUMNS = ("text", "content", "abstract", "article", "document", "sentence")
 _LABEL_LENGTH = 200
@@ -33,19 +35,26 @@ class TextRow(NamedTuple):
     category: str = ""
 
 
-def read_rows(file: BinaryIO, name: str, *, column: str | None = None) -> Iterator[TextRow]:
+class Limits(NamedTuple):
+    """How much of a file that nobody vouches for is read: a small one can unpack to a huge one."""
+
+    rows: int  # lines, or rows of a Parquet file
+    unpacked: int  # bytes
+
+
+def read_rows(file: BinaryIO, name: str, *, column: str | None = None, limits: Limits | None = None) -> Iterator[TextRow]:
     """Rows of an open file whose type its `name` tells.
 
     A .txt file holds one text per paragraph: paragraphs are separated by blank lines. The others have a column of texts, named
     or found as text, content, abstract, article, document or sentence, and may have columns id, source and category (or label).
 
-    Raises InputError if the file is damaged, not UTF-8, or lacks the column; errors of the file system pass through.
+    Raises InputError if the file is damaged, not UTF-8, larger than the limits or lacks the column; errors of the file system pass through.
     """
     kind = text_format(name)
     if kind == PARQUET:
-        yield from _parquet_rows(file, name, column)
+        yield from _parquet_rows(file, name, column, limits)
         return
-    lines = _lines(gzip.GzipFile(fileobj=file) if name.endswith(".gz") else file, name)
+    lines = _lines(gzip.GzipFile(fileobj=file) if name.endswith(".gz") else file, name, limits)
     if kind == ".txt":
         if column is not None:
             raise InputError(f"{name} is plain text and has no column {column!r}")
@@ -56,9 +65,16 @@ def read_rows(file: BinaryIO, name: str, *, column: str | None = None) -> Iterat
         yield from _csv_rows(lines, name, column, "\t" if kind == ".tsv" else ",")
 
 
-def _lines(file: BinaryIO, name: str) -> Iterator[tuple[int, str]]:
+def _check_size(name: str, rows: int, unpacked: int, limits: Limits | None) -> None:
+    if limits is not None and rows > limits.rows:
+        raise InputError(f"{name} has more than {limits.rows:,} lines or rows, the limit here; split it, or build in the terminal")
+    if limits is not None and unpacked > limits.unpacked:
+        raise InputError(f"{name} unpacks to more than {limits.unpacked:,} bytes, the limit here; split it, or build in the terminal")
+
+
+def _lines(file: BinaryIO, name: str, limits: Limits | None) -> Iterator[tuple[int, str]]:
     """(number from 1, line with its end) of a UTF-8 file, bounded in length."""
-    number = 0
+    number = size = 0
     while True:
         number += 1
         try:
@@ -67,6 +83,8 @@ def _lines(file: BinaryIO, name: str) -> Iterator[tuple[int, str]]:
             raise InputError(f"{name} is damaged or no gzip file ({error}); line {number} cannot be read") from error
         if not raw:
             return
+        size += len(raw)
+        _check_size(name, number, size, limits)
         if len(raw) > _MAX_LINE:
             raise InputError(f"line {number} of {name} is longer than {_MAX_LINE >> 20} MB; is it a file of texts?")
         try:
@@ -116,6 +134,8 @@ def _csv_rows(lines: Iterator[tuple[int, str]], name: str, column: str | None, d
         header = next(reader, None)
         if header is None:
             return
+        if len(header) > _MAX_COLUMNS:
+            raise InputError(f"{name} has {len(header):,} columns, the limit is {_MAX_COLUMNS:,}; is it a table of texts?")
         columns = _find_columns(header, name, column)
         at = {field: None if key is None else header.index(key) for field, key in columns.items()}
         count = 0
@@ -127,10 +147,10 @@ def _csv_rows(lines: Iterator[tuple[int, str]], name: str, column: str | None, d
             yield _row(count, {field: None if i is None else cells[i] for field, i in at.items()}, name, columns)
             count += 1
     except csv.Error as error:
-        raise InputError(f"line {reader.line_num} of {name} is malformed: {error}") from error
+        raise InputError(f"line {reader.line_num} of {name} is malformed: {str(error).replace(chr(9), 'tab')}") from error
 
 
-def _parquet_rows(file: BinaryIO, name: str, column: str | None) -> Iterator[TextRow]:
+def _parquet_rows(file: BinaryIO, name: str, column: str | None, limits: Limits | None) -> Iterator[TextRow]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -138,22 +158,63 @@ def _parquet_rows(file: BinaryIO, name: str, column: str | None) -> Iterator[Tex
         table = pq.ParquetFile(file, pre_buffer=False)
         schema = table.schema_arrow
         columns = _find_columns(schema.names, name, column)
-        kind = schema.field(schema.names.index(columns["text"])).type
-        value = kind.value_type if pa.types.is_dictionary(kind) else kind
-        if not (pa.types.is_string(value) or pa.types.is_large_string(value) or pa.types.is_null(value)):
-            raise InputError(f"column {columns['text']!r} of {name} holds {kind}, not text")
+        kinds = {key: _value_type(schema.field(schema.names.index(key)).type) for key in columns.values() if key is not None}
+        kind = kinds[columns["text"]]
+        if not (_is_text(kind) or pa.types.is_null(kind)):
+            raise InputError(
+                f"column {columns['text']!r} of {name} holds {schema.field(schema.names.index(columns['text'])).type}, not text"
+            )
+        labels = {key for key, kind in kinds.items() if _is_text(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind)}
+        columns = {field: key if field == "text" or key in labels else None for field, key in columns.items()}
         names = _class_names(schema.metadata or {}, columns["category"])
         wanted = [c for c in dict.fromkeys(columns.values()) if c is not None]
+        _check_size(name, table.metadata.num_rows, _unpacked_size(table.metadata), limits)
+        # Repeated values stay one value each: a file of some kilobytes can repeat a long text a million times.
+        repeated = [key for key in wanted if pa.types.is_string(kinds[key])]
+        table = pq.ParquetFile(file, metadata=table.metadata, pre_buffer=False, read_dictionary=repeated)
         count = 0
         for batch in table.iter_batches(batch_size=_BATCH, columns=wanted, use_threads=False):
-            for cells in batch.to_pylist():
-                values = {field: cells.get(key) for field, key in columns.items()}
+            batch.validate(full=True)  # a damaged file can hold indices and offsets that point anywhere in memory
+            found = {key: batch.column(batch.schema.get_field_index(key)) for key in wanted}
+            for key, values in found.items():
+                _check_lengths(values, f"column {key!r} of {name}")
+            for i in range(batch.num_rows):
+                values = {field: None if key is None else found[key][i].as_py() for field, key in columns.items()}
                 if names and isinstance(values["category"], int):
                     values["category"] = names[values["category"]] if 0 <= values["category"] < len(names) else None
                 yield _row(count, values, name, columns)
                 count += 1
-    except (pa.ArrowException, UnicodeDecodeError) as error:
-        raise InputError(f"{name} cannot be read as Parquet: {error}") from error
+                _check_size(name, count, 0, limits)
+    except (pa.ArrowException, OSError, UnicodeDecodeError, OverflowError, LookupError) as error:
+        if isinstance(error, OSError) and (type(error) is not OSError or error.errno is not None):  # of the file system or the network
+            raise
+        raise InputError(f"{name} cannot be read as Parquet: {clean(' '.join(str(error).split()))[:200]}") from error
+
+
+def _value_type(kind):
+    """The type of a column's values, which may be kept in a dictionary."""
+    return getattr(kind, "value_type", kind) if str(kind).startswith("dictionary") else kind
+
+
+def _is_text(kind) -> bool:
+    import pyarrow as pa
+
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
+
+def _unpacked_size(metadata) -> int:
+    """Bytes of all columns, as the file itself says. (PyArrow ends the whole process where a damaged file is asked about single columns.)"""
+    return sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
+
+
+def _check_lengths(values, where: str) -> None:
+    """InputError for a text that is longer than a line may be, before it is copied."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    values = values.dictionary if pa.types.is_dictionary(values.type) else values
+    if _is_text(values.type) and values.nbytes > _MAX_LINE and pc.max(pc.binary_length(values.cast(pa.large_string()))).as_py() > _MAX_LINE:
+        raise InputError(f"{where} holds a text longer than {_MAX_LINE >> 20} MB; is it a column of texts?")
 
 
 def _class_names(metadata: dict[bytes, bytes], category: str | None) -> Sequence[str]:
@@ -161,7 +222,7 @@ def _class_names(metadata: dict[bytes, bytes], category: str | None) -> Sequence
     try:
         features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
         return tuple(str(name) for name in features[category]["names"])
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         return ()
 
 

@@ -6,6 +6,7 @@ The hash in the path makes a changed file another file: a build that goes on nev
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import shutil
 from dataclasses import dataclass
@@ -13,14 +14,16 @@ from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import quote
 
-from sae_explore.bundle_files import check_name
+from sae_explore.bundle_files import check_name, is_device
 from sae_explore.errors import InputError
-from sae_explore.text_files import read_rows
+from sae_explore.text_files import Limits, read_rows
 from sae_explore.text_specs import text_format
 
 UPLOADS = "uploads"  # folder of the cache
 MAX_FILE_MB, MAX_ALL_MB = 50, 200
-_MAX_CHARACTERS = 1_000_000_000  # of a file, once unpacked
+MAX_ROWS = 2_000_000  # lines or rows of a file: reading so many takes seconds
+_MAX_UNPACKED = 1_000_000_000  # bytes
+_MAX_CHARACTERS = 1_000_000_000  # of the texts of a file
 _PIECE = 1 << 20
 
 
@@ -46,8 +49,14 @@ class Upload:
         target = cache / UPLOADS / check_name(bundle) / self.digest / self.name
         target.parent.mkdir(parents=True, exist_ok=True)
         self.file.seek(0)
-        with target.open("wb") as out:
-            shutil.copyfileobj(self.file, out, _PIECE)
+        partial = target.with_name(target.name + ".partial")
+        try:
+            with partial.open("wb") as out:
+                shutil.copyfileobj(self.file, out, _PIECE)
+            os.replace(partial, target)
+        except OSError:  # a full disk: no half of a file under the name that a build reads
+            partial.unlink(missing_ok=True)
+            raise
 
 
 def check_upload(name: str, file: BinaryIO, *, column: str | None = None) -> Upload:
@@ -55,14 +64,14 @@ def check_upload(name: str, file: BinaryIO, *, column: str | None = None) -> Upl
 
     `column` holds the texts of files that have columns; None finds it.
     """
-    shown, size = Path(name).name[-80:] or "the file", _size(file)
+    shown, size = "".join(c for c in Path(name).name if c.isprintable())[-80:] or "the file", _size(file)
     kind = text_format(shown)
     if size > MAX_FILE_MB << 20:
         raise InputError(f"{shown} has {size >> 20} MB, the limit of a file is {MAX_FILE_MB} MB; split it, or build in the terminal")
     column = column if kind != ".txt" else None
     file.seek(0)
     texts = characters = 0
-    for row in read_rows(file, shown, column=column):
+    for row in read_rows(file, shown, column=column, limits=Limits(MAX_ROWS, _MAX_UNPACKED)):
         if row.text and row.text.strip():
             texts, characters = texts + 1, characters + len(row.text)
         if characters > _MAX_CHARACTERS:
@@ -83,8 +92,8 @@ def check_total(uploads: list[Upload]) -> None:
 def safe_name(name: str) -> str:
     """A file's name in letters, digits, dots, dashes and underscores, its type kept."""
     ending = re.search(r"(\.\w{2,8}){1,2}$", name, re.ASCII)
-    stem = name[: ending.start()] if ending else name
-    return (re.sub(r"[^\w-]+", "_", stem, flags=re.ASCII).strip("_-")[:60] or "texts") + (ending[0] if ending else "")
+    stem = re.sub(r"[^\w-]+", "_", name[: ending.start()] if ending else name, flags=re.ASCII).strip("_-")[:60]
+    return ("texts" if not stem or is_device(stem) else stem) + (ending[0] if ending else "")
 
 
 def _size(file: BinaryIO) -> int:

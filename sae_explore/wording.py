@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 from sae_explore.strength import BANDS, band_of
 
@@ -88,6 +89,40 @@ def count_of(n: int, singular: str, plural: str | None = None) -> str:
     return f"{n:,} {singular if n == 1 else plural or singular + 's'}"
 
 
+_PAGE_WORDS = {
+    "say it with --hook": "choose the layer",
+    "leave --hook out": "leave the choice of the layer to it",
+    "a later layer (--hook)": "a later layer",
+    "start it from the beginning with --force": "remove it and begin anew",
+    "build it again with --force": "build it again",
+    "--force replaces it": "it can be replaced",
+    "a smaller --max-tokens": "fewer tokens",
+    "--hook": "the layer",
+    "--model": "the model",
+    "--sae": "the SAE",
+    "--texts": "the texts",
+    "--max-tokens": "the number of tokens",
+    "--max-texts": "the number of texts",
+    "--batch-size": "batch",
+    "--lr": "the learning rate",
+    "--latents": "latents",
+    "--epochs": "epochs",
+    "--context": "context",
+    "--k": "k",
+}
+"""What the terminal says, in the words of the pages, longer pieces first."""
+_OF_TERMINAL = re.compile("|".join(rf"{re.escape(words)}(?![\w-])" for words in _PAGE_WORDS))
+_COMMAND = re.compile(r"python -m sae_explore")
+
+
+def page_words(text: str) -> str:
+    """A message of the program in the words of the pages, where it speaks of the terminal's options; a whole command stays one."""
+    command = _COMMAND.search(text)
+    end = command.start() if command else len(text)
+    return _OF_TERMINAL.sub(lambda match: _PAGE_WORDS[match[0]], text[:end]) + text[end:]
+
+
 def sentence(text: str) -> str:
-    """An error's words as a sentence: a capital in front, a full stop at the end."""
+    """A message as a sentence of a page: its words, a capital in front, a full stop at the end."""
+    text = page_words(text)
     return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")

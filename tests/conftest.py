@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_models
 import torch
 from hypothesis import HealthCheck, settings
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from tokenizers import Tokenizer
+from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging as hf_logging
 
-import sae_explore
 from sae_explore.model import LanguageModel, load_full_model, load_model, load_tokenizer
 from sae_explore.sae import Sae
 from sae_explore.types import HookPoint, SaeSpec
@@ -25,7 +25,6 @@ hf_logging.disable_progress_bar()
 settings.register_profile("quick", max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 settings.load_profile("quick")
 
-BOS = "<|endoftext|>"
 MIDDLE = "blocks.1.hook_resid_post"
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -33,50 +32,26 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 @pytest.fixture(scope="session")
 def corpus_texts() -> list[str]:
     """Paragraphs of the embedded corpus, as they stand in its files."""
-    files = sorted((Path(sae_explore.__file__).parent / "corpus").glob("*.txt"))
-    paragraphs = [p for file in files for p in file.read_text(encoding="utf-8").split("\n\n") if 150 < len(p) < 900]
-    return paragraphs[::3][:400]
+    return tiny_models.paragraphs()
 
 
 @pytest.fixture(scope="session")
 def byte_tokenizer(corpus_texts) -> Tokenizer:
     """Byte-level BPE of 600 entries, <|endoftext|> = 0, no special token added by itself."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=[BOS], initial_alphabet=alphabet, show_progress=False)
-    tokenizer.train_from_iterator(corpus_texts, trainer)
-    return tokenizer
+    return tiny_models.byte_tokenizer(corpus_texts)
 
 
 @pytest.fixture(scope="session")
 def save_model(byte_tokenizer):
     """A function that writes a model and the tokenizer as a Hugging Face folder, with norms that are not the identity."""
 
-    def save(model: torch.nn.Module, folder: Path) -> Path:
-        generator = torch.Generator().manual_seed(1)
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if "norm" in name or "ln_" in name:
-                    parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
-        model.save_pretrained(folder)
-        fast = PreTrainedTokenizerFast(tokenizer_object=byte_tokenizer, bos_token=BOS, eos_token=BOS, model_max_length=128)
-        fast.save_pretrained(folder)
-        return folder
-
-    return save
+    return lambda model, folder: tiny_models.save_model(model, byte_tokenizer, folder)
 
 
 @pytest.fixture(scope="session")
 def gpt2_folder(save_model, tmp_path_factory) -> Path:
     """GPT-2 of 4 blocks and 32 dimensions, context 128."""
-    torch.manual_seed(0)
-    config = GPT2Config(
-        vocab_size=600, n_positions=128, n_embd=32, n_layer=4, n_head=2, bos_token_id=0, eos_token_id=0, initializer_range=0.2
-    )
-    return save_model(GPT2LMHeadModel(config), tmp_path_factory.mktemp("models") / "gpt2")
+    return save_model(tiny_models.tiny_gpt2(), tmp_path_factory.mktemp("models") / "gpt2")
 
 
 @pytest.fixture(scope="session")

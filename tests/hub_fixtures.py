@@ -4,6 +4,7 @@ import pytest
 from hub_server import HubServer
 
 from sae_explore import hub as hub_module
+from sae_explore import hub_download
 
 
 @pytest.fixture
@@ -25,3 +26,21 @@ def hub(tmp_path, monkeypatch):
         monkeypatch.setenv("HF_TOKEN", running.token)
         yield running
     close_session()
+
+
+@pytest.fixture
+def served(hub, tmp_path, monkeypatch):
+    """The loopback Hub as the one that downloads come from; its cache is `tmp_path / "cache"`."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    return hub
+
+
+@pytest.fixture
+def no_file_is_small(monkeypatch):
+    """Also the files of tests are fetched as large ones are."""
+    monkeypatch.setattr(hub_download, "_SMALL", 0)
+    monkeypatch.setattr(hub_download, "_PIECE", 500)

@@ -32,10 +32,15 @@ class HubServer:
     """Use as a context manager. Files may be added or changed while it runs.
 
     truncate: paths inside repositories whose contents break off half-way
+    stall:    paths inside repositories of which nothing more comes after half, on an open connection
+    alter:    paths inside repositories whose contents come with other bytes than announced
     delay:    seconds to wait before each answer
     status:   answer every request with this status, if not 0
     log:      (method, path with query) of every request
+    ranges:   (path inside the repository, range) of every part of a file that was asked for
     sent:     bytes of files sent so far
+    shown:    the tokens that came with requests
+    storage:  another server of the same folder to which large files (`hub_uploads.LARGE`) are redirected, as the real Hub does
     token:    what a writer must show; readers need it for what is `private`
     writable: whether that token may write
     commits:  (repository, message) of every commit
@@ -44,10 +49,15 @@ class HubServer:
     def __init__(self, folder: Path):
         self.folder = folder
         self.truncate: set[str] = set()
+        self.stall: set[str] = set()
+        self.alter: set[str] = set()
         self.delay = 0.0
         self.status = 0
         self.sent = 0
         self.log: list[tuple[str, str]] = []
+        self.ranges: list[tuple[str, str]] = []
+        self.shown: list[str] = []
+        self.storage: HubServer | None = None
         self.token, self.writable = "hf_of_the_tests", True
         self.private: set[str] = set()
         self.commits: list[tuple[str, str]] = []
@@ -75,6 +85,10 @@ class HubServer:
         dropped = ("hf_", "huggingface_", "transformers_", "http_proxy", "https_proxy", "all_proxy")
         kept = {name: value for name, value in os.environ.items() if not name.lower().startswith(dropped)}
         return {**kept, "HF_ENDPOINT": self.url, "HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_XET": "1"}
+
+    def hang(self) -> None:
+        """Send nothing until the server closes, or until the test has seen enough."""
+        self._closing.wait(20)
 
     def wait(self) -> bool:
         """Whether to answer at all."""
@@ -133,6 +147,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         address = urlsplit(self.path)
         shown = self.headers.get("Authorization", "").removeprefix("Bearer ")
+        hub.shown += [shown] * bool(shown)
         if hub.status or ".." in Path(unquote(address.path)).parts:
             self._json({"error": "refused"}, hub.status or 400)
         elif shown and shown != hub.token:
@@ -171,11 +186,11 @@ class _Handler(BaseHTTPRequestHandler):
             if not root.is_dir():
                 return self._error(404, "EntryNotFound", "Entry not found")
             found = root.rglob("*") if query.get("recursive", [""])[0].lower() in ("true", "1") else root.iterdir()
-            self._json([_entry(folder, p) for p in sorted(found) if p.name != ".commit"])
+            self._json([self._entry(folder, p) for p in sorted(found) if p.name != ".commit"])
         elif verb == "paths-info":
             is_json = "json" in self.headers.get("Content-Type", "")
             paths = json.loads(body)["paths"] if is_json else parse_qs(body.decode()).get("paths", [])
-            self._json([_entry(folder, folder / p) for p in paths if (folder / p).exists()])
+            self._json([self._entry(folder, folder / p) for p in paths if (folder / p).exists()])
         else:
             self._json(_info(folder, kind, repo) | {"private": repo in self.server.hub.private})
         return None
@@ -190,6 +205,8 @@ class _Handler(BaseHTTPRequestHandler):
         if not path.is_file():
             return self._error(404, "EntryNotFound", "Entry not found", commit=_commit(folder))
         size = path.stat().st_size
+        if self.server.hub.storage and path.name.endswith(hub_uploads.LARGE):
+            return self._redirect(path, size, _commit(folder))
         start, stop = self._range(size)
         partial = "Range" in self.headers
         if partial and start >= size:
@@ -205,15 +222,39 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "HEAD":
             return None
-        cut = unquote(name) in self.server.hub.truncate
-        self.close_connection = self.close_connection or cut
-        return self._send(path, start, start + (stop - start) // 2 if cut else stop)
+        hub, name = self.server.hub, unquote(name)
+        if partial:
+            hub.ranges.append((name, self.headers["Range"]))
+        half = name in hub.truncate | hub.stall
+        self.close_connection = self.close_connection or half
+        self._send(path, start, start + (stop - start) // 2 if half else stop, altered=name in hub.alter)
+        if name in hub.stall:
+            hub.hang()
+        return None
 
-    def _send(self, path: Path, start: int, stop: int) -> None:
+    def _entry(self, folder: Path, path: Path) -> dict:
+        name = path.relative_to(folder).as_posix()
+        if path.is_dir():
+            return {"type": "directory", "oid": hashlib.sha1(name.encode()).hexdigest(), "size": 0, "path": name}
+        size = path.stat().st_size
+        large = self.server.hub.storage and name.endswith(hub_uploads.LARGE)
+        stored = {"lfs": {"oid": _sha256_of(path), "size": size, "pointerSize": 130}} if large else {}
+        return {"type": "file", "oid": _blob_id(path), "size": size, "path": name, **stored}
+
+    def _redirect(self, path: Path, size: int, commit: str) -> None:
+        self.send_response(302)
+        self.send_header("Location", self.server.hub.storage.url + self.path)
+        self.send_header("X-Linked-Size", str(size))
+        self.send_header("X-Linked-ETag", f'"{_sha256_of(path)}"')
+        self.send_header("X-Repo-Commit", commit)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def _send(self, path: Path, start: int, stop: int, *, altered: bool) -> None:
         with path.open("rb") as file:
             file.seek(start)
             while start < stop and (piece := file.read(min(_PIECE, stop - start))):
-                self.wfile.write(piece)
+                self.wfile.write(bytes(len(piece)) if altered else piece)
                 self.server.hub.sent += len(piece)
                 start += len(piece)
 
@@ -273,11 +314,8 @@ def _blob_id_of(path: Path, size: int, mtime: int) -> str:
     return digest.hexdigest()
 
 
-def _entry(folder: Path, path: Path) -> dict:
-    name = path.relative_to(folder).as_posix()
-    if path.is_dir():
-        return {"type": "directory", "oid": hashlib.sha1(name.encode()).hexdigest(), "size": 0, "path": name}
-    return {"type": "file", "oid": _blob_id(path), "size": path.stat().st_size, "path": name}
+def _sha256_of(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _info(folder: Path, kind: str, repo: str) -> dict:

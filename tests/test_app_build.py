@@ -4,6 +4,7 @@ import os
 from dataclasses import asdict
 
 import pytest
+import sae_layouts as layouts
 from app_driver import open_page, run, texts_of, unescaped
 from test_uploads import TEXTS, file_of
 
@@ -14,6 +15,7 @@ from sae_explore.build_progress import job_folder, process_mark, write_end
 from sae_explore.bundle_files import write_json
 from sae_explore.presets import request_for
 from sae_explore.views.build_status import seconds_left, share_done
+from sae_explore.wording import sentence
 
 pytest_plugins = ["bundle_fixtures"]
 GONE = {"pid": 2**22 + 1, "mark": "1"}  # no process has this number
@@ -157,6 +159,68 @@ def test_what_cannot_be_started_is_said(cache, gpt2_folder):
     assert build_jobs.running(cache) is None
 
 
+# ---- a given SAE -------------------------------------------------------------------------------------------------------
+
+
+def given(gpt2_folder, spec: str):
+    at = page(gpt2_folder)
+    at.segmented_control(key="build_sae_Train one").set_value("Another")
+    at = run(at)
+    assert not at.slider  # where it reads, the SAE says itself
+    at.text_input(key="build_sae_given").set_value(spec)
+    return run(at)
+
+
+def test_an_sae_of_the_hub_or_of_this_machine_is_taken(cache, started, gpt2_folder, tmp_path, monkeypatch):
+    layouts.write_openai(tmp_path / "saes/6.pt")
+    layouts.write_sparsify(tmp_path / "saes/layers.1")
+    for i, (spec, words) in enumerate(
+        (
+            (str(tmp_path / "saes/6.pt"), f"It has {layouts.M} features."),
+            (str(tmp_path / "saes/layers.1"), f"It has {layouts.M} features, {layouts.K} of them active on a token."),
+            ("user/saes:blocks.1", "not known before it is read; the estimate takes 24,576."),
+        )
+    ):
+        at = given(gpt2_folder, spec)
+        assert words in unescaped(texts_of(at))
+        assert ("to fetch" in texts_of(at)) == spec.startswith("user/")
+        at.text_input(key="build_name").set_value(f"mine-{i}")
+        at = run(run(at).button(key="build_start").click())
+        if spec.startswith("user/"):
+            assert "The SAE would come from the Hugging Face Hub, but HF_HUB_OFFLINE is set" in unescaped(at.error[0].value)
+            monkeypatch.setattr("sae_explore.build_choices.hub_problem", lambda **_: None)
+            run(at.button(key="build_start").click())
+        assert (started[-1][0].sae, started[-1][0].hook) == (spec, None)
+
+
+def test_the_layer_of_a_given_sae_can_be_chosen(cache, started, gpt2_folder, tmp_path):
+    layouts.write_openai(tmp_path / "saes/6.pt")
+    at = given(gpt2_folder, str(tmp_path / "saes/6.pt"))
+    at.checkbox(key="build_sae_place").check()
+    at = run(at)
+    at.slider[0].set_value(3)
+    run(run(at).button(key="build_start").click())
+    assert started[0][0].hook == "blocks.3.hook_resid_post"
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"), [("./nowhere", "There is no SAE folder"), (HOSTILE, "SAE "), ("gpt2", "is not understood"), ("", None)]
+)
+def test_saes_that_are_none(cache, started, gpt2_folder, spec, message):
+    at = given(gpt2_folder, spec)
+    assert [message in unescaped(e.value) for e in at.error] == [True] * bool(message)
+    assert "<script>" not in "".join(e.value for e in at.error)
+    assert "Say which SAE it is to be." in texts_of(at)
+    assert [b.key for b in at.button if b.key == "build_start"] == []
+
+
+def test_a_build_that_lacks_the_layer_says_what_to_do_here(cache):
+    plant(cache, "mine", state="failed", error="the files of the SAE 6.pt do not say where in the model it reads; say it with --hook")
+    said = unescaped(texts_of(open_page("build")))
+    assert "choose the layer." in said
+    assert "--hook" not in said
+
+
 # ---- texts -------------------------------------------------------------------------------------------------------------
 
 
@@ -226,7 +290,7 @@ def test_what_is_left_follows_from_the_pace_so_far():
     assert seconds_left(job, 1_040.0) == 2 * 60 + 2 * 30
     job = Job("b", "running", None, stage="features", started=1_000.0)  # begun in a terminal: nothing was expected
     assert seconds_left(job, 1_040.0) is None
-    assert share_done(job, 1_040.0) == 5 / 8
+    assert share_done(job, 1_040.0) == 5 / 9
     assert share_done(Job("b", "running", None, started=1_000.0), 1_040.0) == 0
 
 
@@ -261,7 +325,7 @@ def test_a_finished_build_shows_its_figures_and_opens(cache):
     shown = unescaped(texts_of(at))
     warnings = resources.get_bundle("planted").manifest["warnings"]
     assert warnings
-    assert [w for w in warnings if unescaped(w[1:]) not in shown] == []
+    assert [w for w in warnings if unescaped(sentence(w)) not in shown] == []
     at = run(at.button(key="build_open_planted").click())
     assert at.session_state["bundle"] == "planted"
     at = run(open_page("build").button(key="build_hide_planted").click())

@@ -1,6 +1,7 @@
 """The pages Browse, Lens and About, compared with brute force on the bundle."""
 
 import json
+import math
 import shutil
 
 import numpy as np
@@ -11,11 +12,11 @@ from streamlit.testing.v1 import AppTest
 
 from sae_explore import about, browse, lens, spans
 from sae_explore.bundle import Bundle, open_bundle
-from sae_explore.bundle_files import sha256_of
+from sae_explore.bundle_files import _checksum, sha256_of
 from sae_explore.diverse import clarity
 from sae_explore.scores import SCORES, score_lines
 from sae_explore.views.lens_page import parse_numbers
-from sae_explore.wording import KIND_WORDS
+from sae_explore.wording import KIND_WORDS, sentence
 
 pytest_plugins = ["bundle_fixtures"]
 HOSTILE = "<script>x</script> **b** [l](javascript:1) :smile: $x$ `c` <b>"
@@ -39,8 +40,7 @@ def old_scores(app_cache) -> Bundle:
     path = folder / manifest["folder"] / "features.parquet"
     pq.write_table(pq.read_table(path).drop_columns(["score_meaning", "score_topic", "meaning_words", "topic_words"]), path)
     manifest["files"]["features.parquet"] = {"size": path.stat().st_size, "sha256": sha256_of(path)}
-    manifest.pop("checksum", None)
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "checksum": _checksum(manifest)}))
     yield open_bundle("old")
     shutil.rmtree(folder)
 
@@ -65,9 +65,12 @@ def test_browse_lists_live_features_that_are_not_dense(planted):
         assert row.kind == KIND_WORDS[kept["label_kind"]]
     score = clarity(planted.features, 0.1)[frame["feature"].to_numpy()]
     assert (np.diff(np.nan_to_num(score, nan=-1)) <= 0).all()
-    for toggle in at.toggle:
-        toggle.set_value(False)
-    assert sorted(shown_features(run(at))) == list(range(64))
+    (dense,) = at.toggle
+    dense.set_value(True)
+    at = run(at.button_group(key="browse_show").set_value("all"))
+    assert sorted(shown_features(at)) == list(range(64))
+    at = run(at.button_group(key="browse_show").set_value("dead"))
+    assert sorted(shown_features(at)) == np.flatnonzero(count == 0).tolist()
 
 
 @pytest.mark.parametrize("query", ["(", ".*", "[", "\\", "a|b", "+", "THE", " t", "7", "no such label", HOSTILE])
@@ -100,7 +103,12 @@ def test_filters_by_brute_force(planted):
             browse.Filter(kinds=frozenset({"mixed", "token"})),
             lambda r: r["label_kind"] in ("mixed", "token") and r["count"] and r["density"] <= 0.1,
         ),
-        (browse.Filter(confidence=0.3, dense_above=None), lambda r: r["confidence"] >= 0.3 and r["count"]),
+        (
+            browse.Filter(ranges=(("confidence", 0.3, 0.9),), dense_above=None),
+            lambda r: 0.3 <= np.float32(r["confidence"]) <= np.float32(0.9) and r["count"],
+        ),
+        (browse.Filter(ranges=(("max", 2.0, 20.0),), dense_above=None), lambda r: 2 <= r["max"] <= 20 and r["count"]),
+        (browse.Filter(hide_dead=False, hide_live=True), lambda r: not r["count"]),
         (browse.Filter(density=(0.01, 0.05)), lambda r: 0.01 <= r["density"] <= 0.05 and r["count"]),
         (browse.Filter(density=(0.01, 0.05), hide_dead=False), lambda r: 0.01 <= r["density"] <= 0.05 or not r["count"]),
         (browse.Filter(query="MIXED"), lambda r: "mixed" in r["label"] and r["count"] and r["density"] <= 0.1),
@@ -118,18 +126,21 @@ def test_filters_by_brute_force(planted):
 def test_scores_are_columns_by_choice_and_filters(tiny):
     at = open_page("browse")
     assert not [c for c in at.dataframe[0].value if c.startswith("score_")]
-    assert len(at.slider) == 1  # of the confidence
+    assert [s.key for s in at.slider] == [f"browse_{name}" for name in ("confidence", *(f"score_{s}" for s in SCORES))]
     at = run(at.button_group(key="browse_columns").set_value(["score_token", "lens"]))
     frame = at.dataframe[0].value
     for feature, value in zip(frame["feature"], frame["score_token"], strict=True):
         assert value == pytest.approx(tiny.row(feature)["score_token"])
     least = float(np.quantile(frame["score_token"], 0.7).round(1))
-    at = run(at.slider(key="browse_score_token").set_value(least))
+    at = run(at.slider(key="browse_score_token").set_value((least, 1.0)))
     scores = tiny.features["score_token"].to_numpy()
     shown = shown_features(at)
     assert 0 < len(shown) < len(frame)
     assert sorted(shown) == [f for f in sorted(frame["feature"]) if scores[f] >= np.float32(least)]
-    assert sorted(shown_features(run(at.button_group(key="browse_columns").set_value([])))) == sorted(frame["feature"])
+    assert f"same token from {least:g}" in texts_of(at)
+    at = run(next(b for b in at.button if b.label == "Reset the filters").click())
+    assert sorted(shown_features(at)) == sorted(frame["feature"])
+    assert not [b for b in at.button if b.label == "Reset the filters"]
 
 
 def test_every_score_filters_by_brute_force(planted):
@@ -137,8 +148,11 @@ def test_every_score_filters_by_brute_force(planted):
     for name in SCORES:
         values = planted.features[f"score_{name}"].to_numpy()
         least = float(np.sort(values)[len(values) // 2])
-        mask = browse.kept(frame, browse.Filter(hide_dead=False, dense_above=None, scores=((name, least), ("token", 0.1))))
-        expected = (values >= np.float32(least)) & (planted.features["score_token"].to_numpy() >= np.float32(0.1))
+        ranges = ((f"score_{name}", least, 0.95), ("score_token", 0.1, math.inf))
+        mask = browse.kept(frame, browse.Filter(hide_dead=False, dense_above=None, ranges=ranges))
+        expected = (
+            (values >= np.float32(least)) & (values <= np.float32(0.95)) & (planted.features["score_token"].to_numpy() >= np.float32(0.1))
+        )
         assert mask.tolist() == expected.tolist()
         assert mask.any()
 
@@ -149,7 +163,9 @@ def test_a_bundle_without_a_score_opens_and_says_so(old_scores):
     assert frame["score_meaning"].isna().all()
     assert frame["score_token"].notna().all()
     assert "Not in this bundle" in texts_of(at)
-    assert [s.key for s in at.slider if s.key.startswith("browse_score")] == ["browse_score_token"]
+    assert [s.key for s in at.slider if s.key.startswith("browse_score")] == [
+        f"browse_score_{name}" for name in SCORES if name not in ("meaning", "topic")
+    ]
     assert all(line.value is None for line in score_lines(old_scores, 5) if line.name in ("meaning", "topic"))
     assert all(line.value is not None for line in score_lines(old_scores, 5) if line.name not in ("meaning", "topic"))
     shown = open_page("feature", "old", feature="5")
@@ -167,7 +183,7 @@ def test_the_density_chart_counts_live_features_and_marks_the_range(planted):
     at = open_page("browse", "planted")
     drawn = figure(at, "Histogram")
     assert sum(numbers(drawn.data[0].y)) == (planted.features["count"].to_numpy() > 0).sum()
-    at = run(at.select_slider[0].set_value((1_000, 30)))
+    at = run(at.select_slider(key="browse_density").set_value((1_000, 30)))
     box = next(s for s in figure(at, "Histogram").layout.shapes if s.type == "rect")
     assert box.x1 == pytest.approx(np.log10(1 / 30))
     density = planted.features["density"].to_numpy()
@@ -246,10 +262,25 @@ def test_about_shows_the_figures_of_the_manifest(tiny):
 
 def test_about_repeats_what_the_build_noticed(planted):
     at = open_page("about", "planted")
-    assert [unescaped(w.value).casefold().rstrip(".") for w in at.warning] == [
-        w.casefold().rstrip(".") for w in planted.manifest["warnings"]
-    ]
+    assert planted.manifest["warnings"]
+    assert [unescaped(w.value) for w in at.warning] == [unescaped(sentence(w)) for w in planted.manifest["warnings"]]
     assert not at.success
+
+
+def test_about_names_the_versions_of_model_and_sae(tiny):
+    parts = {
+        "model": {**tiny.manifest["model"], "revision": "a" * 40},
+        "sae": {**tiny.manifest["sae"], "source": "u/sae:x", "revision": "b" * 40},
+    }
+    model, _, sae = about.origin_rows({**tiny.manifest, **parts})
+    assert f", revision {'a' * 12}" in model[1]
+    assert f"u/sae:x, revision {'b' * 12}" in sae[1]
+    assert sae[2] == "as its source states"
+    model, _, sae = about.origin_rows(tiny.manifest)  # a folder of this machine, and an SAE that was trained here
+    assert f", revision {tiny.manifest['model']['revision'][:12]}" in model[1]
+    assert "revision" not in sae[1]
+    shown = [unescaped(str(value)) for table in open_page("about").table for value in table.value.to_numpy().ravel()]
+    assert [row[1] for row in (model, sae) if row[1] not in shown] == []
 
 
 def test_the_mixed_example_is_mixed_and_live(tiny):

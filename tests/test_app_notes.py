@@ -102,7 +102,11 @@ def editors() -> AppTest:
         from sae_explore import resources
         from sae_explore.views import notes_widgets, own_notes
 
-        notes_widgets.own_words(own_notes.overlaid(resources.get_bundle("tiny")), 5)
+        bundle = own_notes.overlaid(resources.get_bundle("tiny"))
+        found = own_notes.notes_of(bundle)
+        notes_widgets.own_note(found, 5)
+        notes_widgets.label_editor(bundle, 5, found.labels.get(5))
+        notes_widgets.list_editor(bundle, 5, found)
 
     return run(AppTest.from_function(script, default_timeout=20))
 

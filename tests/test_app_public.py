@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import streamlit as st
 from app_driver import open_page, run, texts_of, unescaped
+from streamlit.testing.v1 import AppTest
 
 from sae_explore import public_mode, resources, shared_bundles
 from sae_explore.errors import BundleError
@@ -14,6 +15,7 @@ from sae_explore.public_mode import HIDDEN, Bucket, Visitor
 from sae_explore.pull import pull
 from sae_explore.push import push
 from sae_explore.shared_bundles import SharedBundles
+from sae_explore.views import shell
 
 pytest_plugins = ["bundle_fixtures", "hub_fixtures"]
 REPO = "me/bundles"
@@ -66,9 +68,47 @@ def read(at, text: str):
 # ---- public mode -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("page", ["", "feature", "browse", "lens", "lists", "quality", "about"])
+PAGES = sorted({p.stem.removesuffix("_page") for p in Path(shell.__file__).parent.glob("*_page.py")} - {"build"})
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_every_page_says_that_it_is_public(public, page):
-    assert "Public, read-only" in texts_of(open_page(page).sidebar)
+    assert "Public, read-only" in texts_of(open_page("" if page == "text" else page).sidebar)
+
+
+def everything(folder: Path) -> dict[str, int]:
+    return {path.relative_to(folder).as_posix(): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_no_page_writes_anything_or_takes_a_model_a_path_or_an_address(public, page):
+    """Whatever an address asks for: bundles and texts are those that are here, and what is not is no error with internals."""
+    before = everything(public)
+    at = open_page(
+        "" if page == "text" else page, bundle="../tiny", bundle2="/etc", document="../../etc/passwd", feature="1e9", search="/etc"
+    )
+    assert at.session_state["bundle"] in ("tiny", "planted")
+    shown = said(at)
+    assert [word for word in ("Traceback", str(public), ".py") if word in shown] == []
+    keys = [widget.key for kind in ("text_input", "text_area", "file_uploader", "button", "segmented_control") for widget in at.get(kind)]
+    assert [key for key in keys if key and key.startswith(("build_", "setup_"))] == []
+    assert all("Hub" not in (field.label or "") and "older" not in (field.label or "") for field in at.text_input)
+    assert everything(public) == before
+
+
+def test_what_starts_a_build_asks_by_itself_whether_it_may(public, monkeypatch):
+    """Also where a page should ever draw the button for a visitor."""
+
+    def page():
+        from sae_explore.presets import request_for
+        from sae_explore.views.build_form import begin
+
+        begin(request_for("gpt2"))
+
+    monkeypatch.setattr("sae_explore.build_jobs.start", lambda *_, **__: pytest.fail("a build was started"))
+    at = AppTest.from_function(page, default_timeout=20).run()
+    assert [error.value for error in at.error] == ["Nothing can be built here."]
+    assert not at.exception
 
 
 def test_at_home_no_page_says_so(app_cache):
@@ -120,7 +160,7 @@ def test_errors_keep_their_internals_for_the_log(public, monkeypatch, caplog):
     monkeypatch.setattr(resources, "get_bundle", damaged)
     with caplog.at_level(logging.WARNING):
         shown = said(open_page("browse"))
-    assert HIDDEN in shown
+    assert HIDDEN[1:] in shown
     assert "/srv" not in shown
     assert "/srv/app/cache/tiny" in caplog.text
     monkeypatch.setenv(public_mode.VARIABLE, "0")

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import parse_qs
 
 import numpy as np
 import pytest
@@ -304,6 +305,25 @@ def test_a_feature_that_is_silent_here_is_said_to_be(tiny):
     assert "On this text: **silent**" in words(at)
     assert picker(at)["steps"] == picker(colour_by(open_page(bundle="planted"), "all"))["steps"]
     assert 0 not in at.dataframe[0].value["feature"].tolist()
+
+
+def test_links_take_the_text_along(tiny):
+    """To What if with the feature whose card is shown, and to Compare."""
+
+    def ways(at: AppTest) -> dict[str, dict]:
+        found = {link.proto.page: parse_qs(link.proto.query_string) for link in at.get("page_link")}
+        return {page: found[page] for page in ("whatif", "compare")}
+
+    at = open_page(bundle="tiny", feature="5")
+    document = address(at)["doc"]
+    assert ways(at) == {
+        "whatif": {"bundle": ["tiny"], "feature": ["5"], "doc": [document]},
+        "compare": {"bundle": ["tiny"], "doc": [document]},
+    }
+    at = colour_by(analyse(at, "The old map & 3 rivers."), "all")
+    best = int(at.dataframe[0].value["feature"].iloc[0])
+    text = {"bundle": ["tiny"], "text": ["The old map & 3 rivers."]}
+    assert ways(at) == {"whatif": text | {"feature": [str(best)]}, "compare": text}
 
 
 def test_a_clicked_token_lists_its_features(tiny):

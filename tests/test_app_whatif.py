@@ -9,7 +9,7 @@ import streamlit as st
 from app_driver import figure, numbers, open_page, run, texts_of, unescaped
 from lab_checks import strongest_features
 
-from sae_explore import resources, spans
+from sae_explore import public_mode, resources, spans
 from sae_explore.attribution import attribute
 from sae_explore.bundle import Bundle, open_bundle
 from sae_explore.edits import Edit, Push, Sampling
@@ -368,3 +368,33 @@ def test_colours_rise_with_the_divergence():
     levels = [level(kl) for kl in (0.0, 1e-6, 0.002, 0.01, 0.1, 1.0, 9.0)]
     assert levels[:2] == [0.0, 0.0]
     assert 0 < levels[2] < levels[3] < levels[4] < levels[5] == levels[6] == 1.0
+
+
+# ---- visitors ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("tool", "cost"), [("change", 3), ("explain", 4)])
+def test_what_a_visitor_has_the_model_do_is_counted(tiny, lab, feature, monkeypatch, tool, cost):
+    """A text, its reading and a run cost 1 each, an explanation 2."""
+    monkeypatch.setenv("SAE_EXPLORE_PUBLIC", "1")
+    monkeypatch.setattr(public_mode, "_everybody", public_mode.Bucket(100, 1.0))
+    for burst in range(1, cost + 1):
+        st.cache_data.clear()
+        st.cache_resource.clear()
+        at = open_page("whatif", "tiny")
+        for key, value in (("feature", feature), ("text", TEXT), ("_whatif_tool", tool)):
+            at.session_state[key] = value
+        at.session_state["_allowance"] = public_mode.Bucket(burst, 3_600.0)
+        at = run(at)
+        refused = "please wait" in texts_of(at).lower()
+        assert refused == (burst < cost), burst
+
+
+def test_what_a_visitor_has_the_model_write_is_counted(tiny, lab, feature, monkeypatch):
+    monkeypatch.setenv("SAE_EXPLORE_PUBLIC", "1")
+    monkeypatch.setattr(public_mode, "_everybody", public_mode.Bucket(100, 1.0))
+    at = page(feature, tool="steer")
+    at.session_state["_allowance"] = empty = public_mode.Bucket(1, 3_600.0)
+    empty.take()
+    (write,) = [b for b in at.button if b.label == "Write"]
+    assert "please wait" in texts_of(run(write.click())).lower()

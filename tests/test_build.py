@@ -22,7 +22,7 @@ from sae_explore.tracer import Tracer
 HOOK = "blocks.1.hook_resid_post"
 FILES = {
     "activations.safetensors", "documents.parquet", "examples.safetensors", "features.parquet", "features.safetensors",
-    "lens.safetensors", "sae/cfg.json", "sae/sae_weights.safetensors", "tokens.safetensors", "vocabulary.safetensors",
+    "lens.safetensors", "map.safetensors", "sae/cfg.json", "sae/sae_weights.safetensors", "tokens.safetensors", "vocabulary.safetensors",
 }  # fmt: skip
 CASES = ("gpt2 trained", "llama trained", "gpt2 topk given", "llama standard given")
 

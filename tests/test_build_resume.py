@@ -22,6 +22,7 @@ from sae_explore.errors import BundleError, InputError
 from sae_explore.sae_formats import save_sae
 
 HOOK = "blocks.1.hook_resid_post"
+ALL = {"texts", "tokens", "sae", "store", "features", "map", "metrics"}
 
 
 class Stopped(Exception):
@@ -136,7 +137,7 @@ def stages_of(request: BuildRequest, cache: Path, **options) -> set[str]:
 def test_unfinished_work_of_other_options_is_not_used(request_of, tmp_path):
     stopped(request_of, tmp_path / "cache", "features")
     other = replace(request_of, k=2, max_texts=10)
-    assert stages_of(other, tmp_path / "cache") == {"texts", "tokens", "sae", "store", "features", "metrics"}
+    assert stages_of(other, tmp_path / "cache") == ALL
     build(other, cache=tmp_path / "fresh")
     assert manifest_of(tmp_path / "cache") == manifest_of(tmp_path / "fresh")
 
@@ -146,7 +147,7 @@ def test_what_is_done_is_not_done_again_unless_forced(request_of, tmp_path):
     stopped(request_of, tmp_path, "metrics")
     assert stages_of(request_of, tmp_path) == {"tokens", "metrics"}  # texts are tokenised anew to be evaluated
     stopped(replace(request_of, name="c"), tmp_path, "metrics")
-    assert stages_of(replace(request_of, name="c"), tmp_path, force=True) == {"texts", "tokens", "sae", "store", "features", "metrics"}
+    assert stages_of(replace(request_of, name="c"), tmp_path, force=True) == ALL
 
 
 @pytest.mark.parametrize(("stage", "text"), [("sae", "residuals"), ("sae", "epoch"), ("store", "texts")])

@@ -92,7 +92,7 @@ def test_the_published_layout_is_read_centred_folded_and_with_a_bos(built, tmp_p
     np.testing.assert_allclose(found[~trace.ignored], expected[~trace.ignored], rtol=4e-3, atol=4e-3)
     again, plain = built("published-plain", folder, center="no", hook="blocks.1.hook_resid_post")
     assert not plain["sae"]["center_input"]
-    assert "residuals are read as they are, not centred (--center no)" in plain["sae"]["notes"]
+    assert "residuals are read as they are, not centred (as was asked for)" in plain["sae"]["notes"]
     assert check(again, plain, equations, residuals, 2) > 8
 
 
@@ -129,7 +129,9 @@ def test_more_active_latents_than_k_are_refused(built, tmp_path):
 
 def test_the_hook_is_the_files_own_or_the_requests(built, tmp_path):
     layouts.write_old_saelens(tmp_path / "sae", quiet=6.0)
-    with pytest.raises(InputError, match=r"reads blocks\.2\.hook_resid_pre, but --hook says blocks\.2\.hook_resid_post; leave --hook out"):
+    with pytest.raises(
+        InputError, match=r"reads blocks\.2\.hook_resid_pre, but blocks\.2\.hook_resid_post was asked for; leave --hook out"
+    ):
         built("no", tmp_path / "sae", hook="transformer.h.2")
     layouts.write_openai(tmp_path / "own.pt")
     with pytest.raises(InputError, match=r"own\.pt do not say where in the model it reads; say it with --hook"):

@@ -1,14 +1,17 @@
 """A bundle opened for reading: cards, examples, documents, and what is said when something is missing."""
 
 import json
+import os
 import shutil
 import threading
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from sae_explore import bundle as bundle_module
+from sae_explore import bundle_files
 from sae_explore import open_bundle as public_open_bundle
 from sae_explore.bundle import Bundle, open_bundle
 from sae_explore.bundle_files import publish, read_manifest
@@ -213,19 +216,38 @@ def test_what_is_missing_is_named(rewritten, edit, message):
     assert "\n" not in str(caught.value)
 
 
-def test_large_files_are_hashed_when_asked(tiny, tmp_path, monkeypatch):
-    """Only what is small is hashed at each opening; `verify` reads all."""
+def test_large_files_are_hashed_once_and_again_when_they_change(tiny, tmp_path, monkeypatch):
+    """What is small is hashed in each process; what is large once per path, size and modification time, by whichever process is first."""
     shutil.copytree(tiny.folder, tmp_path / "copy")
     path = tmp_path / "copy" / tiny.manifest["folder"] / "lens.safetensors"
-    data = bytearray(path.read_bytes())
+    monkeypatch.setattr(bundle_module, "_LARGE", 1_000)
+    Bundle(tmp_path / "copy")
+    record = json.loads((tmp_path / ".hashed.json").read_text())
+    assert {Path(p).name for p in record} == {Path(n).name for n, e in tiny.manifest["files"].items() if e["size"] >= 1_000}
+    hashed = []
+    monkeypatch.setattr(bundle_files, "_hash_of", lambda path, *_: hashed.append(path) or bundle_files.sha256_of(path))  # as a new process
+    Bundle(tmp_path / "copy")
+    assert [p.name for p in hashed] == [Path(n).name for n, e in tiny.manifest["files"].items() if e["size"] < 1_000]
+    (stat, data) = path.stat(), bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
     with pytest.raises(BundleError, match=r"the contents of lens\.safetensors have changed"):
         Bundle(tmp_path / "copy")
-    monkeypatch.setattr(bundle_module, "_HASH_AT_OPEN", 1_000)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # damage that leaves no trace is found when all is hashed
     opened = Bundle(tmp_path / "copy")
     with pytest.raises(BundleError, match=r"the contents of lens\.safetensors have changed"):
         opened.verify()
+
+
+@pytest.mark.parametrize("record", ["", "[1]", "{" * 9_000, '{"x": 1}', "a folder"])
+def test_a_damaged_record_of_hashes_is_no_trouble(tiny, tmp_path, monkeypatch, record):
+    shutil.copytree(tiny.folder, tmp_path / "copy")
+    monkeypatch.setattr(bundle_module, "_LARGE", 1_000)
+    if record == "a folder":
+        (tmp_path / ".hashed.json").mkdir()
+    else:
+        (tmp_path / ".hashed.json").write_text(record)
+    assert Bundle(tmp_path / "copy").card(0).row == tiny.card(0).row
 
 
 def test_a_bundle_of_another_schema_says_how_to_mend_it(tiny, tmp_path):

@@ -8,6 +8,7 @@ import pytest
 from sae_explore.bundle_files import (
     MANIFEST,
     SCHEMA,
+    _checksum,
     bundle_names,
     check_name,
     complete_manifest,
@@ -45,9 +46,12 @@ def bundle(tmp_path, work):
     return folder
 
 
-def change(folder, edit) -> None:
+def change(folder, edit, *, right: bool = False) -> None:
+    """Edit the manifest; with a checksum that is `right`, as one that somebody else wrote."""
     manifest = json.loads((folder / MANIFEST).read_text())
     edit(manifest)
+    if right:
+        manifest["checksum"] = _checksum(manifest)
     (folder / MANIFEST).write_text(json.dumps(manifest))
 
 
@@ -150,6 +154,22 @@ def test_files_changed_before_the_switch_are_refused(bundle, work):
     assert read_manifest(bundle) == before
 
 
+def test_the_command_that_builds_an_older_bundle_again_has_its_options(bundle):
+    request = {
+        "model": "me/model",
+        "hook": "blocks.3.hook_resid_post",
+        "texts": ["embedded", "my texts.csv"],
+        "latents": 512,
+        "sae": None,
+        "k": "a\nb",
+    }
+    change(bundle, lambda m: m.update(schema=0, request=request))
+    with pytest.raises(BundleError) as caught:
+        read_manifest(bundle)
+    command = "build demo --force --model me/model --hook blocks.3.hook_resid_post --texts embedded 'my texts.csv' --latents 512"
+    assert str(caught.value).endswith(command)
+
+
 def test_publishing_over_an_unreadable_manifest(bundle, work):
     for i, text in enumerate(("{", "[1]", "{}")):
         (bundle / MANIFEST).write_text(text)
@@ -185,12 +205,25 @@ def cut(folder):
 DAMAGE = {
     "a file cut short": (cut, "a.bin has 299 bytes instead of 300"),
     "a file missing": (lambda f: (f / read_manifest(f)["folder"] / "sae" / "b.json").unlink(), "sae/b.json is missing"),
-    "no manifest": (lambda f: (f / MANIFEST).unlink(), "there is no bundle 'demo'"),
+    "no manifest": (lambda f: (f / MANIFEST).unlink(), "no bundle 'demo': manifest.json is missing; its other files are there: build it"),
     "manifest no JSON": (lambda f: (f / MANIFEST).write_text("{nope"), "cannot be read"),
     "manifest no text": (lambda f: (f / MANIFEST).write_bytes(b"\xff\xfe\x00"), "cannot be read"),
-    "manifest a list": (lambda f: (f / MANIFEST).write_text("[1]"), "schema version None"),
+    "manifest a list": (lambda f: (f / MANIFEST).write_text("[1]"), "names no schema version"),
     "manifest without end": (lambda f: (f / MANIFEST).write_text("[" * 100_000), "cannot be read"),
-    "another schema": (lambda f: change(f, lambda m: m.update(schema=99)), "version 99, this program reads version 1; build it again"),
+    "a newer schema": (
+        lambda f: change(f, lambda m: m.update(schema=99)),
+        "version 99, this program reads version 1: .* update the program",
+    ),
+    "an older schema": (
+        lambda f: change(f, lambda m: m.update(schema=0)),
+        "version 0, this program reads version 1; build it again: python -m",
+    ),
+    "a manifest too large": (lambda f: (f / MANIFEST).write_bytes(b" " * (1 << 24) + b"{}"), "is larger than 16,777,216 bytes"),
+    "a manifest that is a folder": (
+        lambda f: ((f / MANIFEST).unlink(), (f / MANIFEST).mkdir()),
+        "manifest.json .* cannot be read .Is a dir",
+    ),
+    "no checksum": (lambda f: change(f, lambda m: m.pop("checksum")), "contents of its manifest.json have changed"),
     "a key missing": (lambda f: change(f, lambda m: m.pop("hook")), "lacks hook"),
     "a file outside": (lambda f: change(f, lambda m: m["files"].update({"../../x": {"size": 1}})), "outside the bundle"),
     "an absolute file": (lambda f: change(f, lambda m: m["files"].update({"/etc/hostname": {"size": 1}})), "outside the bundle"),
@@ -199,7 +232,8 @@ DAMAGE = {
     "files in a list": (lambda f: change(f, lambda m: m.update(files=["a.bin"])), "no valid generation"),
     "a file without facts": (lambda f: change(f, lambda m: m["files"].update({"a.bin": "sha"})), "no size and sha256 of a.bin"),
     "a figure changed": (lambda f: change(f, lambda m: m.update(context=64)), "contents of its manifest.json have changed"),
-    "a name with a NUL": (lambda f: change(f, lambda m: m["files"].update({"a\0b": {"size": 1}})), "missing"),
+    "a name with a NUL": (lambda f: change(f, lambda m: m["files"].update({"a\0b": {"size": 1}}), right=True), "missing"),
+    "a name that no file can have": (lambda f: change(f, lambda m: m["files"].update({"x" * 300: {"size": 1}}), right=True), "missing"),
 }
 
 
@@ -218,7 +252,29 @@ def test_good_names(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["", ".", "..", "../x", "a/b", "a\\b", "/etc", ".hidden", "-x", "a b", "a\n", "é", "A" * 65, "models", "labels", "x."]
+    "name",
+    [
+        "",
+        ".",
+        "..",
+        "../x",
+        "a/b",
+        "a\\b",
+        "/etc",
+        ".hidden",
+        "-x",
+        "a b",
+        "a\n",
+        "é",
+        "A" * 65,
+        "models",
+        "labels",
+        "Models",
+        "x.",
+        "CON",
+        "nul.1",
+        "lpt9",
+    ],
 )
 def test_bad_names_are_refused(name):
     with pytest.raises(InputError, match="is no bundle name; use letters") as caught:

@@ -55,7 +55,10 @@ def test_a_given_sae_is_not_trained():
     assert found.seconds["store"] == pytest.approx(100 * (FORWARD + 2 * 10 * 200) / 1e6)
     assert found.seconds["sae"] == pytest.approx(16_384 * FORWARD / 1e6)
     assert found.kept == 8 * 200 * 10 + 100 * (8 * 7 + 16) + 1_500 * 200 + 215
-    assert found.disk == found.kept + 100 * 12 * 7
+    assert found.download == 8 * 200 * 10
+    assert found.disk == found.kept + 100 * 12 * 7 + found.download
+    here = estimate(given, FACTS, [Amount(10, 430)], MACHINE, sae_latents=200, sae_firing=7, sae_here=True)
+    assert (here.download, here.disk) == (0, found.disk - found.download)
 
 
 def test_disk_and_downloads():

@@ -170,6 +170,8 @@ def test_interval_examples_lie_in_their_own_peaks_interval(repeated, ids, exampl
         if len(set(among) - top) >= PER_INTERVAL:  # enough that are not shown above already
             assert not set(listed) & top
         assert listed or not among
+    everywhere = [t for i in range(EXAMPLE_INTERVALS) for t in present(examples.interval[feature, i])]
+    assert len(set(everywhere)) == len(everywhere)  # each in one interval only
 
 
 @pytest.mark.parametrize("feature", range(D))
@@ -190,6 +192,15 @@ def test_the_same_text_after_other_documents_is_one_example(tmp_path):
     dense[1, 1] = 0.5
     store, _ = store_of(tmp_path, dense)
     assert present(choose_examples(store, ids, np.arange(18) // 3).top[1]) == [9, 1]
+
+
+def test_intervals_worked_by_hand(tmp_path):
+    """Ten units of one firing each, at tenths of the maximum: two lie in each fifth, the one on the limit in the fifth below it."""
+    dense = np.zeros((100, 1))
+    dense[::10, 0] = np.arange(1, 11)
+    store, _ = store_of(tmp_path, dense)
+    chosen = choose_examples(store, np.arange(100), np.arange(100) // UNIT)
+    assert [present(row) for row in chosen.interval[0]] == [[10, 0], [30, 20], [50, 40], [70, 60], [90, 80]]
 
 
 # ---- co-activation -----------------------------------------------------------------------------------------------------

@@ -1,11 +1,15 @@
 """Figures against brute force: what is drawn is what the arrays hold, and no string from outside is read as markup."""
 
+import html
+
 import numpy as np
+import plotly.graph_objects as go
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sae_explore import figures
+from sae_explore.figures_effects import probability_bars
 from sae_explore.strength import BANDS, band_of
 from sae_explore.types import LensToken
 from sae_explore.wording import band_range, confidence_words, count_of, density_words, percent
@@ -37,6 +41,13 @@ def test_axis_text_by_hand():
     assert [figures.axis_text(t) for t in ("<b>", "a&b", " cat", "\n", "  ")] == ["&lt;b&gt;", "a&amp;b", "·cat", "↵", "··"]
 
 
+@given(st.text(max_size=60))
+def test_a_name_on_an_axis_is_short_and_keeps_both_ends(text):
+    whole, shown = (html.unescape(f(text)) for f in (figures.axis_text, figures.axis_name))
+    assert len(shown) <= 22
+    assert shown == whole if len(whole) <= 22 else (whole.startswith(shown[:16]) and whole.endswith(shown[17:]) and shown[16] == "…")
+
+
 # ---- lens --------------------------------------------------------------------------------------------------------------
 
 
@@ -45,7 +56,7 @@ def test_lens_bars_hold_the_list_in_order():
     figure = figures.lens_bars(tokens, baseline=0.7)
     assert bars(figure).x.tolist() == [t.logit for t in tokens]
     assert bars(figure).y.tolist() == list(range(len(tokens)))
-    assert list(figure.layout.yaxis.ticktext) == [figures.axis_text(t) for t in HOSTILE]
+    assert list(figure.layout.yaxis.ticktext) == [figures.axis_name(t) for t in HOSTILE]
     assert figure.layout.yaxis.range[0] > figure.layout.yaxis.range[1]  # the first on top
     assert lines(figure) == [0.7]
     assert list(bars(figure).text)[:2] == ["+2.00", "+1.90"]
@@ -98,6 +109,30 @@ def test_band_shares_by_brute_force():
     brute = {name: float(np.mean([band_of(v) == name for v in values])) for name, _ in BANDS[1:]}
     assert figures.band_shares(counts) == pytest.approx(brute)
     assert sum(figures.band_shares(counts).values()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(("here", "end", "side"), [(1.0, 4.0, "left"), (3.9, 4.017, "right"), (8.0, 8.24, "right")])
+def test_the_value_on_the_current_text_is_marked(here, end, side):
+    figure = figures.activation_histogram(np.linspace(0, 4, 41), np.ones(40), here=here)
+    (line,) = [shape for shape in figure.layout.shapes if shape.line.dash == "solid"]
+    assert (line.x0, line.x1, line.name) == (here, here, f"this text {here:.2f}")
+    assert figure.layout.xaxis.range == pytest.approx((0, end))
+    (word,) = figure.layout.annotations
+    assert (word.x, word.text, word.xanchor) == (here, f"this text {here:.2f}", side)
+    assert [shape.x0 for shape in figure.layout.shapes if shape.line.dash == "dot"] == pytest.approx([0.2, 1.0, 2.0])
+
+
+def test_logits_of_the_vocabulary_beside_chance_and_a_token():
+    counts = np.array([1, 30, 600, 0])
+    figure = figures.lens_histogram(np.linspace(-2, 2, 5), counts, baseline=1.5, here=(-0.5, " <b>x"))
+    (bars,) = figure.data
+    assert list(bars.y) == counts.tolist()
+    assert list(bars.x) == [-1.5, -0.5, 0.5, 1.5]
+    assert list(bars.marker.color) == [figures.COOL, figures.COOL, figures.ACCENT, figures.ACCENT]
+    assert lines(figure) == [-1.5, 1.5, -0.5]
+    assert figure.layout.annotations[0].text == "·&lt;b&gt;x"
+    assert figure.layout.yaxis.type == "log"
+    assert list(figure.layout.yaxis.tickvals) == [1, 10, 100]
 
 
 def test_density_histogram_counts_every_live_feature_once():
@@ -155,13 +190,18 @@ def test_strength_bars_and_their_baseline():
     [
         figures.lens_bars([LensToken(0, "a", 1.0)]),
         figures.activation_histogram(np.linspace(0, 1, 3), np.array([1, 2])),
+        figures.activation_histogram(np.linspace(0, 1, 3), np.array([1, 2]), here=1.5),
+        figures.lens_histogram(np.linspace(-1, 1, 3), np.array([4, 2]), baseline=0.5),
+        figures.lens_histogram(np.linspace(-1, 1, 3), np.array([4, 2]), baseline=0.5, here=(2.0, "<b>")),
+        probability_bars(["a"], np.array([0.1]), np.array([0.2]), end=0.2, up=True),
         figures.category_bars(["a"], [1.0], [1.0]),
         figures.density_histogram(np.array([0.1])),
         figures.similarity_heatmap(np.eye(2), ["1", "2"]),
         figures.strength_bars(["1"], [1.0], baseline=0.5),
     ],
 )
-def test_every_figure_is_transparent_and_of_known_height(figure):
+def test_every_figure_is_transparent_of_known_height_and_valid(figure):
+    go.Figure(figure.to_dict())  # plotly's own check, which the app leaves out
     assert figure.layout.paper_bgcolor == figure.layout.plot_bgcolor == "rgba(0,0,0,0)"
     assert figure.layout.height > 0
 

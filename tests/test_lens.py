@@ -9,9 +9,11 @@ from sae_explore.lens import (
     CONVENTIONS,
     LENS_TOP,
     LOGIT_BINS,
+    folded_logit,
     lens_matrix,
     lens_table,
     lens_tables,
+    mean_row,
     nearest_by_cosine,
     random_directions,
 )
@@ -52,6 +54,13 @@ def test_the_conventions_follow_their_definitions(parts, convention):
     unembedding, W_U, gain, centred = parts
     found = DIRECTIONS @ lens_matrix(unembedding, convention)
     np.testing.assert_allclose(found.numpy(), reference(convention, W_U.detach(), gain.detach(), centred), rtol=1e-3, atol=1e-4)
+
+
+def test_one_folded_logit_is_that_of_the_matrix(parts):
+    unembedding = parts[0]
+    matrix, mean = lens_matrix(unembedding, "folded"), mean_row(unembedding)
+    found = [[folded_logit(d.numpy(), unembedding, token, mean=mean) for token in range(0, 600, 97)] for d in DIRECTIONS]
+    np.testing.assert_allclose(found, (DIRECTIONS @ matrix)[:, ::97].numpy(), rtol=1e-3, atol=1e-5)
 
 
 def test_the_folded_lens_says_how_a_small_step_moves_the_prediction(gpt2_full, parts):

@@ -84,3 +84,23 @@ def test_any_address_is_read_without_an_error(params):
 
 def test_empty_parameters_ask_for_nothing():
     assert read_link({"bundle": "", "feature": "", "text": "", "doc": "", "features": ""}, BUNDLES) == Link()
+
+
+def test_two_texts_and_a_second_bundle_come_back():
+    query = query_of(bundle="demo", document="embedded/arts/001", text2="a second & text", bundle2="gpt2")
+    found = read_link(through_the_address(query), BUNDLES)
+    assert (found.document, found.text, found.text2, found.document2, found.bundle2) == (
+        "embedded/arts/001",
+        None,
+        "a second & text",
+        None,
+        "gpt2",
+    )
+    assert query_of(bundle="demo", text2="own", document2="embedded/arts/002") == {"bundle": "demo", "doc2": "embedded/arts/002"}
+
+
+def test_of_two_texts_one_that_is_too_long_takes_the_other_along():
+    assert query_of(bundle="demo", text="short", text2="x" * (MAX_LINK_TEXT + 1), bundle2="gpt2") == {"bundle": "demo", "bundle2": "gpt2"}
+    found = read_link({"text": "short", "text2": "x" * (MAX_LINK_TEXT + 1), "bundle2": "nope"}, BUNDLES)
+    assert (found.text, found.text2, found.bundle2) == ("short", None, None)
+    assert len(found.problems) == 2

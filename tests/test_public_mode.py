@@ -71,6 +71,17 @@ def test_whoever_comes_over_a_network_is_not_at_home_whatever_the_headers_say(ad
         {"forwarded": "for=127.0.0.1"},
         {"via": "1.1 proxy"},
         {"x-real-ip": "127.0.0.1"},
+        {"x-forwarded-host": "localhost:8501"},
+        {"cf-connecting-ip": "127.0.0.1"},
+        {"x-envoy-external-address": "127.0.0.1"},
+        {"fly-client-ip": "127.0.0.1"},
+        {"x-original-host": "localhost"},
+        {"host": "localhost:8501@example.org"},
+        {"host": "example.org:8501#localhost"},
+        {"host": "127.0.0.1.example.org"},
+        {"origin": "http://localhost.example.org"},
+        {"origin": "http://example.org/localhost"},
+        {"origin": ""},
     ],
 )
 def test_a_proxy_or_another_name_makes_a_visitor(changed):
@@ -86,7 +97,14 @@ def test_the_variable_decides_before_anything_else(serve, monkeypatch):
     assert not is_public()
     serve("127.0.0.1")
     assert not is_public()
-    for word in ("1", "yes", "TRUE", "perhaps"):
+    for word in ("1", "yes", "TRUE", "perhaps", " 1 ", "00", "-1", "nope", "0x0", "Falsch"):
+        monkeypatch.setenv(public_mode.VARIABLE, word)
+        assert is_public(), word
+    for word in ("0", "no", " Off ", "FALSE"):
+        monkeypatch.setenv(public_mode.VARIABLE, word)
+        assert not is_public(), word
+    serve("203.0.113.7")
+    for word in ("", "  "):  # set to nothing: as if it were not set
         monkeypatch.setenv(public_mode.VARIABLE, word)
         assert is_public()
 

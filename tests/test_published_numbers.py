@@ -79,7 +79,7 @@ token = lambda text: model.tokenizer(text)["input_ids"][0]
 result["lens"] = [float(lens[f, token(t)]) for f, t in ((0, " Brigade"), (0, " brigade"), (2, " MRI"), (3, " contingent"))]
 result["first tokens"] = [int(lens[f].argmax()) == token(t) for f, t in ((0, " Brigade"), (2, " MRI"), (3, " contingent"))]
 
-result["l0"] = {layer: l0(sae_at(f"{GPT2_SAES}:blocks.{layer}.hook_resid_pre"), model_at(f"blocks.{layer}.hook_resid_pre")) for layer in (0, 3, 6, 9)}
+result["l0"] = {layer: l0(sae_at(f"{GPT2_SAES}:blocks.{layer}.hook_resid_pre"), model_at(f"blocks.{layer}.hook_resid_pre")) for layer in range(12)}
 oai = sae_at("jbloom/GPT2-Small-OAI-v5-32k-resid-post-SAEs:v5_32k_layer_6.pt")
 result["oai"] = [oai.spec.architecture, oai.spec.k, oai.spec.normalise, oai.spec.d_sae, l0(oai, model_at(oai.spec.hook))]
 print(json.dumps(result, default=float))
@@ -132,8 +132,8 @@ def test_folded_lens(numbers):
 
 def test_active_latents_by_layer(numbers):
     """On other texts than those that the published figures are of."""
-    for layer, published in {"0": 10, "3": 23, "6": 51, "9": 70}.items():
-        assert numbers["l0"][layer] == pytest.approx(published, rel=0.4), layer
+    for layer, published in enumerate((10, 10, 18, 23, 31, 41, 51, 54, 60, 70, 52, 56)):
+        assert numbers["l0"][str(layer)] == pytest.approx(published, rel=0.4), layer
     *spec, l0 = numbers["oai"]
     assert spec == ["topk", 32, "layer_norm", 32_768]
     assert 0 < l0 <= 32

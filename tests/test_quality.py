@@ -10,7 +10,7 @@ from app_driver import figure, numbers, open_page, texts_of, unescaped
 
 from sae_explore import figures_quality, quality
 from sae_explore.bundle import Bundle, open_bundle
-from sae_explore.bundle_files import MANIFEST, read_manifest
+from sae_explore.bundle_files import MANIFEST, _checksum, read_manifest
 from sae_explore.dataset import is_held_out
 from sae_explore.model_structure import blocks_of
 from sae_explore.tensor_file import read_tensors
@@ -237,8 +237,7 @@ def test_in_sample_and_held_out_figures_are_named_as_such(app_cache, tmp_path, m
     held_out = {"<b>x": {"tokens": 9, "explained_variance": 0.1, "l0": 2.0}}
     manifest["metrics"]["held_out_of_training_sources"] = {"explained_variance": 0.625, "tokens": 4_321, "by_category": held_out}
     manifest["train"]["tokens_evaluated"] = 777
-    del manifest["checksum"]
-    (tmp_path / "tiny" / MANIFEST).write_text(json.dumps(manifest))
+    (tmp_path / "tiny" / MANIFEST).write_text(json.dumps({**manifest, "checksum": _checksum(manifest)}))
     monkeypatch.setenv("SAE_EXPLORE_CACHE", str(tmp_path))
     at = open_page("quality")
     rows = shown(at)
@@ -278,8 +277,7 @@ def test_the_page_escapes_what_the_manifest_says(app_cache, tmp_path, monkeypatc
     shutil.copytree(app_cache / "tiny", tmp_path / "tiny")
     manifest = read_manifest(tmp_path / "tiny")
     manifest["metrics"]["evaluated_on"], manifest["warnings"] = hostile, [hostile]
-    del manifest["checksum"]
-    (tmp_path / "tiny" / MANIFEST).write_text(json.dumps(manifest))
+    (tmp_path / "tiny" / MANIFEST).write_text(json.dumps({**manifest, "checksum": _checksum(manifest)}))
     monkeypatch.setenv("SAE_EXPLORE_CACHE", str(tmp_path))
     at = open_page("quality")
     assert "<img" not in "".join(block.proto.body for block in at.get("html"))

@@ -24,7 +24,7 @@ HOSTILE = [
     "\x00\x1b[0m",
 ]
 TEXTS = st.one_of(st.sampled_from(HOSTILE), st.text(max_size=12), st.text(alphabet="<>&\"'`/ \n\t=ab\u200b\u2066", max_size=12))
-ALLOWED = {"span": {"class", "title"}, "div": {"class"}}
+ALLOWED = {"span": {"class", "title"}, "div": {"class"}, "a": {"class", "title", "href"}}
 
 
 class Parsed(HTMLParser):
@@ -92,6 +92,26 @@ def test_chips_and_examples_escape_everything(token):
     for source in (spans.chips_html([token]), spans.examples_html([example], 2.0, feature=1), spans.legend_html([(token, token, 3)])):
         for tag, attrs in Parsed(source).elements:
             assert set(attrs) <= ALLOWED[tag]
+
+
+@given(TEXTS, TEXTS)
+def test_an_example_ends_with_a_link_and_its_tooltips_say_where_it_stands(token, name):
+    example = Example(0, name, "s", "arts", 3, 4, "top", None, ("a", token), np.ones(2), np.zeros(2, bool))
+    found = Parsed(spans.examples_html([example], 2.0, feature=1, address=lambda e: f"./?doc={e.document_id}"))
+    assert all(set(attributes) <= ALLOWED[tag] for tag, attributes in found.elements)
+    (link,) = [attributes for tag, attributes in found.elements if tag == "a"]
+    assert link["href"] == f"./?doc={name}"
+    tips = [a["title"] for tag, a in found.elements if a.get("class", "").startswith("t ")]
+    assert [tip.rsplit("\n", 1)[1] for tip in tips] == [spans.plain(f"{name} (arts)")] * 2
+    assert tips[0].startswith("token 3: a, feature 1 at 1.00")
+    assert tips[1].startswith("token 4: ")
+
+
+def test_line_breaks_are_marks_unless_asked_for():
+    tokens, values, ignored = ["a\n\n", "\tb"], np.ones(2), np.zeros(2, bool)
+    broken, running = (Parsed(spans.run_html(tokens, values, ignored, 1.0, breaks=breaks)) for breaks in (True, False))
+    assert (broken.text, running.text) == ("a\n\n\tb", "a   b")
+    assert broken.marks == running.marks == ["↵", "↵", "⇥"]
 
 
 def test_running_text_keeps_its_lines_and_shows_what_cannot_be_seen():

@@ -10,7 +10,7 @@ from sae_explore.browse import start_feature
 from sae_explore.bundle import Bundle
 from sae_explore.spans import md
 from sae_explore.views import shell, sidebar
-from sae_explore.wording import confidence_words, density_words, percent
+from sae_explore.wording import confidence_words, density_words, percent, sentence
 
 _EXAMPLES, _BEFORE, _AFTER = 3, 9, 6
 
@@ -136,8 +136,8 @@ def _figures(bundle: Bundle) -> None:
 def _troubles(bundle: Bundle) -> None:
     """What the build noticed about this SAE, then what to try in general."""
     warnings = bundle.manifest.get("warnings", [])
-    for sentence in warnings:
-        st.warning(md(sentence[:1].upper() + sentence[1:]) + ".", icon=":material/troubleshoot:")
+    for warning in warnings:
+        st.warning(md(sentence(warning)), icon=":material/troubleshoot:")
     if not warnings:
         st.success(about.all_well(bundle.manifest), icon=":material/check_circle:")
     st.markdown(about.TROUBLES)

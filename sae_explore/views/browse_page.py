@@ -2,30 +2,43 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from urllib.parse import urlencode
+
 import numpy as np
 import pandas as pd
 import streamlit as st
 
-from sae_explore import figures, resources
-from sae_explore.browse import COLUMNS, Filter, kept, ordered
+from sae_explore import figures, links, resources, spans
+from sae_explore.browse import ANY, COLUMNS, Filter, kept, ordered
 from sae_explore.bundle import Bundle
-from sae_explore.scores import SCORES, known_scores
+from sae_explore.errors import ExploreError
+from sae_explore.find_links import Search
+from sae_explore.scores import SCORES
 from sae_explore.spans import md
-from sae_explore.views import export_buttons, shell
+from sae_explore.types import TextTrace
+from sae_explore.views import (
+    export_buttons,
+    find_fields,
+    find_filters,
+    find_keep,
+    find_results,
+    notes_widgets,
+    own_notes,
+    shell,
+)
 from sae_explore.views.feature_panel import feature_panel
-from sae_explore.wording import KIND_WORDS, count_of, percent
+from sae_explore.views.find_results import Results
+from sae_explore.wording import KIND_WORDS, count_of
 
-_ONE_IN = (0, 1_000_000, 300_000, 100_000, 30_000, 10_000, 3_000, 1_000, 300, 100, 30, 10, 3, 1)  # stops of the density slider; 0: no limit
-_SLIDERS = 4  # in a row
 _HEIGHT, _ROWS = 560, 15  # of the table, in pixels and in the rows that fit
-_DEAD = "Features that fire on none of this bundle's tokens."
-
-_HOLDS = "Share of examples, strong and weak ones, for which the label holds."
 
 _CONFIG = {
     "feature": st.column_config.NumberColumn("Feature", format="%d", width=62, pinned=True),
     "kind": st.column_config.TextColumn("The label names", width=150, help="Which property the label is about."),
-    "confidence": st.column_config.ProgressColumn("Confidence", format="%.2f", min_value=0, max_value=1, width=95, help=_HOLDS),
+    "confidence": st.column_config.ProgressColumn(
+        "Confidence", format="%.2f", min_value=0, max_value=1, width=95, help=find_filters.CONFIDENCE_HELP
+    ),
     "density": st.column_config.NumberColumn(
         "Fires on", format="%.3f %%", width=80, help="Density: share of tokens on which the feature fires."
     ),
@@ -43,90 +56,94 @@ _CONFIG = {
         for name, score in SCORES.items()
     },
 }
-_LABEL_WIDTH, _NARROW = 285, 200  # with the columns that are always there, and beside others
-_BY_CHOICE = {"peak": "Peak token", "lens": "Writes", "max": "Max", "kind": "The label names"}
+_WIDTH = 512  # pixels of the table at 1,280, without the column of its boxes
+_LABEL_LEAST = 125
+_BY_CHOICE = {"confidence": "Confidence", "peak": "Peak token", "lens": "Writes", "max": "Max", "kind": "The label names"}
+_STAY = {"persist_state": "session"}
 
 
 def render(bundle: Bundle) -> None:
     """The page."""
-    shell.write_link(bundle)
     st.title("Browse", anchor=False)
-    frame, summary = resources.get_frame(bundle), bundle.manifest["features"]
-    wanted, chosen_columns = _filters(bundle, summary)
+    own_notes.show_problem()
+    find_fields.take_link()
+    frame = resources.get_frame(bundle)
+    asked = find_fields.field(bundle)
+    filters = find_filters.filters(bundle, frame)
+    search = replace(filters, by=asked.by, query=asked.query, suppressed=asked.suppressed)
+    shell.write_link(bundle, search=search)
+    wanted = find_filters.filter_of(search, bundle)
     mask = kept(frame, wanted)
-    rows = ordered(frame, mask, query=wanted.query)
+    place = st.empty()
+    if search.by == "label":
+        found, rows = None, ordered(frame, mask, query=wanted.query)
+    else:
+        found = find_results.results(bundle, search, place)
+        rows = np.zeros(0, np.int64) if found.found is None else found.found.feature
+        at = np.flatnonzero(mask[rows])
+        rows = rows[at]
     left, right = st.columns([8, 5], gap="medium")
+    chosen = None
     with left:
-        st.markdown(
-            f"**{len(rows):,} of {count_of(len(frame), 'feature')}**" + _hidden(wanted, summary),
-            help="First the features with clear labels that are not too common. A click on a column's head sorts by it.",
-        )
-        chosen = _table(frame, rows, wanted, chosen_columns) if len(rows) else _nothing(wanted)
+        if found is not None and found.found is None:
+            if found.hint:
+                st.info(found.hint, icon=":material/search:")
+        else:
+            _count(bundle, search, found, len(rows))
+            with st.container(horizontal=True, vertical_alignment="center"):
+                columns = _columns(found is not None)
+                if len(rows):
+                    find_keep.keep_as_list(bundle, rows, note=_note(bundle, search))
+                if filters != find_filters.NO_SEARCH:
+                    st.button("Reset the filters", icon=":material/restart_alt:", on_click=find_filters.reset)
+            if len(rows):
+                extra = None if found is None else found.table(at)
+                chosen = _table(frame, rows, extra, columns, key=hash((bundle.name, search)))
+            else:
+                _nothing(search, filters)
         export_buttons.table_buttons(bundle)
     with right:
         _density(frame, wanted)
-        if chosen is None:
+        if chosen is not None:
+            _panel(bundle, chosen, search, found)
+        elif len(rows):
             st.caption("Select a row of the table to look at its feature here.")
-        else:
-            with st.container(border=True):
-                feature_panel(bundle, chosen)
 
 
-# ---- filters -----------------------------------------------------------------------------------------------------------
+def _count(bundle: Bundle, search: Search, found: Results | None, shown: int) -> None:
+    """How many features the table holds, of how many, and why the others are not there."""
+    if found is None:
+        said, of = "", count_of(bundle.d_sae, "feature")
+        help_text = "First the features with clear labels that are not too common. A click on a column's head sorts by it."
+    else:
+        said, of = f" {found.said}", count_of(len(found.found), "feature")
+        help_text = "The best ones first. A click on a column's head sorts by it."
+    st.markdown(f"**{shown:,} of {of}**{said}" + _hidden(bundle, search, found, shown), help=help_text)
+    if found is not None and found.more:
+        st.caption(found.more)
 
 
-def _filters(bundle: Bundle, summary: dict) -> tuple[Filter, list[str]]:
-    """(what to show, columns beside those that are always there). The controls keep their values when one comes back to the page."""
-    stay = {"persist_state": "session"}
-    first, second, third, fourth = st.columns([6, 4, 4, 4], gap="medium")
-    with first:
-        query = st.text_input(
-            "Search",
-            key="browse_query",
-            placeholder="a label, a token or a number",
-            live=True,
-            type="search",
-            help="Finds this piece of text, in upper or lower case, in labels, peak tokens and promoted tokens.",
-            **stay,
-        )
-        with st.container(horizontal=True, vertical_alignment="center"):
-            hide_dead = bool(summary["dead"]) and st.toggle(f"Hide {summary['dead']:,} dead", True, key="browse_dead", help=_DEAD, **stay)
-            dense_help = (
-                f"Features that fire on more than {percent(summary['dense_above'])} of all tokens: they say little about any one of them."
-            )
-            hide_dense = bool(summary["dense"]) and st.toggle(
-                f"Hide {summary['dense']:,} dense", True, key="browse_dense", help=dense_help, **stay
-            )
-    with second:
-        kinds = st.multiselect(
-            "The label names",
-            list(KIND_WORDS),
-            format_func=KIND_WORDS.get,
-            key="browse_kinds",
-            placeholder="anything",
-            help="Which property the label is about.",
-            **stay,
-        )
-        columns = _columns(stay)
-    with third:
-        confidence = st.slider("Confidence at least", 0.0, 1.0, 0.0, 0.05, key="browse_confidence", help=_HOLDS, **stay)
-    with fourth:
-        low, high = st.select_slider("Fires on", _ONE_IN, (_ONE_IN[0], _ONE_IN[-1]), format_func=_stop_words, key="browse_density", **stay)
-    wanted = Filter(
-        query=query or "",
-        hide_dead=hide_dead,
-        dense_above=summary["dense_above"] if hide_dense else None,
-        kinds=frozenset(kinds),
-        confidence=confidence,
-        density=(1 / low if low else 0.0, 1 / high if high else 0.0),
-        scores=_least(bundle, columns, stay),
-    )
-    return wanted, columns
+def _hidden(bundle: Bundle, search: Search, found: Results | None, shown: int) -> str:
+    """What the filters do, in words."""
+    summary, parts = bundle.manifest["features"], []
+    if found is None:
+        if search.show == "live" and summary["dead"]:
+            parts.append(f"{summary['dead']:,} dead")
+        if not search.dense and summary["dense"]:
+            parts.append(f"{summary['dense']:,} dense")
+        said = f"; {' and '.join(parts)} ones are hidden" if parts else ""
+    else:
+        hidden = len(found.found) - shown
+        said = f"; {hidden:,} {'is' if hidden == 1 else 'are'} hidden by the filters" if hidden else ""
+    set_now = find_filters.words(search)
+    return said + (f". Filters: {set_now}" if set_now else "")
 
 
-def _columns(stay: dict) -> list[str]:
+def _columns(ranked: bool) -> list[str]:
     """Columns beside those that are always there, by choice."""
     titles = _BY_CHOICE | {f"score_{name}": score.title for name, score in SCORES.items()}
+    if not ranked:
+        del titles["confidence"]  # it is there
     with st.popover("Columns and scores", icon=":material/view_column:"):
         return st.pills(
             "More columns",
@@ -134,62 +151,40 @@ def _columns(stay: dict) -> list[str]:
             format_func=titles.get,
             selection_mode="multi",
             wrap=True,
-            key="browse_columns",
-            help="A click on a column's head sorts by it. Each score lies between 0 and 1; choosing one also brings a slider that "
-            "filters by it.",
-            **stay,
+            key="browse_columns_found" if ranked else "browse_columns",
+            help="A click on a column's head sorts by it. Each score lies between 0 and 1; the filters have a slider for each.",
+            **_STAY,
         )
-
-
-def _least(bundle: Bundle, columns: list[str], stay: dict) -> tuple[tuple[str, float], ...]:
-    """The least value of each chosen score, where one is asked for."""
-    chosen, known, least = [name for name in SCORES if f"score_{name}" in columns], known_scores(bundle), []
-    if missing := [SCORES[name].title for name in chosen if name not in known]:
-        st.caption(f"Not in this bundle, which was built before: {', '.join(missing)}. Building it again adds them.")
-    chosen = [name for name in chosen if name in known]
-    for at in range(0, len(chosen), _SLIDERS):
-        for place, name in zip(st.columns(_SLIDERS, gap="medium"), chosen[at : at + _SLIDERS], strict=False):
-            score = SCORES[name]
-            with place:
-                value = st.slider(f"{score.title}, at least", 0.0, 1.0, 0.0, 0.05, key=f"browse_score_{name}", help=score.explained, **stay)
-            if value:
-                least.append((name, value))
-    return tuple(least)
-
-
-def _stop_words(one_in: int) -> str:
-    return "rarest" if not one_in else "every token" if one_in == 1 else f"1 in {one_in:,}"
-
-
-def _hidden(wanted: Filter, summary: dict) -> str:
-    parts = []
-    if wanted.hide_dead and summary["dead"]:
-        parts.append(f"{summary['dead']:,} dead")
-    if wanted.dense_above is not None and summary["dense"]:
-        parts.append(f"{summary['dense']:,} dense")
-    return f"; {' and '.join(parts)} ones are hidden" if parts else ""
 
 
 # ---- table and chart ---------------------------------------------------------------------------------------------------
 
 
-def _table(frame: pd.DataFrame, rows: np.ndarray, wanted: Filter, columns: list[str]) -> int | None:
-    """The table; returns the selected feature. Its key changes with the filters, so that a selection never means another row."""
+def _table(frame: pd.DataFrame, rows: np.ndarray, extra: dict | None, columns: list[str], *, key: int) -> int | None:
+    """The table; returns the selected feature. Its key changes with the search, so that a selection never means another row.
+
+    `extra` are the columns that the search brings, in front of the chosen ones and in the place of the confidence; None for no search.
+    """
+    always = ["confidence", "density"] if extra is None else ["density"]
+    extra = extra or {}
     scores = [column for column in columns if column.startswith("score_")]
-    shown = frame.loc[rows, [*COLUMNS, *scores]]
+    shown = frame.loc[rows, [*COLUMNS, *scores]].assign(**{f"found_{name}": column for name, column in extra.items()})
     shown["density"] = shown["density"] * 100
     shown["kind"] = shown["kind"].map(KIND_WORDS)
+    order = [*(f"found_{name}" for name in extra), *columns, *always]
+    config = _CONFIG | find_results.config()
+    label = max(_LABEL_LEAST, _WIDTH - sum(config[column]["width"] for column in ("feature", *order)))
     event = st.dataframe(
         shown,
         hide_index=True,
-        column_order=("feature", "label", *columns, "confidence", "density"),
-        column_config=_CONFIG | {"label": _label_column(_NARROW if columns else _LABEL_WIDTH)},
+        column_order=("feature", "label", *order),
+        column_config=config | {"label": _label_column(label)},
         placeholder="–",  # scores that the bundle lacks
-        key=f"browse_table_{abs(hash(wanted))}",
+        key=f"browse_table_{abs(key)}",
         on_select="rerun",
         selection_mode="single-row",
         height="content" if len(rows) <= _ROWS else _HEIGHT,
-        alt="Features with label, confidence, density, maximum, peak token and promoted tokens",
+        alt="Features with label, density and the figures of the search",
     )
     picked = event["selection"]["rows"]
     return int(rows[picked[0]]) if picked and picked[0] < len(rows) else None
@@ -199,16 +194,49 @@ def _label_column(width: int) -> dict:
     return st.column_config.TextColumn("Label", width=width, help="Automatic: what the strongest examples have in common.")
 
 
-def _nothing(wanted: Filter) -> None:
-    """An empty result says what was asked."""
-    asked = f"No feature matches “{md(wanted.query)}”" if wanted.query else "No feature is left"
-    st.info(f"{asked} under these filters. Try a shorter piece of text, or widen the filters.", icon=":material/search_off:")
+def _nothing(search: Search, filters: Search) -> None:
+    """An empty result says what was asked, and what to try."""
+    asked = f"No feature matches “{md(search.query)}”" if search.query else "No feature is left"
+    advice = (
+        "Widen the filters or reset them." if filters != find_filters.NO_SEARCH else "Try a shorter piece of text, or another way to find."
+    )
+    st.info(f"{asked} under these filters. {advice}", icon=":material/search_off:")
+
+
+def _panel(bundle: Bundle, feature: int, search: Search, found: Results | None) -> None:
+    """The selected feature, on the phrase too where one was searched for, and what can be done with it."""
+    trace = None if found is None else found.trace
+    with st.container(border=True):
+        if trace is not None:
+            _on_phrase(bundle, feature, trace)
+        feature_panel(bundle, feature, trace=trace)
+        with st.container(horizontal=True, vertical_alignment="center"):
+            st.button("Features like it", icon=":material/join:", on_click=find_fields.open_similar, args=(feature,))
+            try:
+                notes_widgets.list_editor(bundle, feature, own_notes.notes_of(bundle))
+            except ExploreError:
+                st.caption("Your lists cannot be read; the page Lists says why.")
+
+
+def _on_phrase(bundle: Bundle, feature: int, trace: TextTrace) -> None:
+    """The phrase, coloured by the feature, and a link to it on the page of a text."""
+    tokens = trace.tokens
+    maximum = float(bundle.maxima[feature]) or float(trace.rows.column(feature).max())
+    st.html(spans.run_html(tokens.texts, trace.rows.column(feature), trace.ignored, maximum, data=tokens.bytes, feature=feature))
+    query = links.query_of(bundle=bundle.name, feature=feature, text=trace.text)
+    st.page_link(shell.page_named("text"), label="The phrase on the page Text", icon=":material/arrow_forward:", query_params=query)
+
+
+def _note(bundle: Bundle, search: Search) -> str:
+    """For a list: where its features come from."""
+    return f"Found with: {urlencode(links.query_of(bundle=bundle.name, search=search))}"
 
 
 def _density(frame: pd.DataFrame, wanted: Filter) -> None:
     density = frame["density"].to_numpy()
     low, high = wanted.density
-    narrowed = (low, high) != (0.0, 1.0)
+    narrowed = (low, high) != ANY
+    high = min(high, 1.0)
     st.plotly_chart(
         figures.density_histogram(density, low=low if narrowed else None, high=high if narrowed else None, dense_above=wanted.dense_above),
         config=figures.CONFIG,

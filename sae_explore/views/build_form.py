@@ -14,18 +14,16 @@ from sae_explore.errors import ExploreError
 from sae_explore.estimate import Amount, Estimate, size_words, time_words
 from sae_explore.model_facts import ModelFacts, facts_of
 from sae_explore.model_sources import GPT2, SMOLLM2
-from sae_explore.presets import request_for
 from sae_explore.spans import md
 from sae_explore.text_specs import DIVERSE, EMBEDDED
 from sae_explore.uploads import MAX_FILE_MB, Upload, check_total, check_upload
+from sae_explore.views.build_sae import choose_sae
 from sae_explore.wording import count_of, sentence
 
 _OTHER = "other"
 _FILES, _HUB = "files", "hub"
 _SOURCES = {DIVERSE: "Diverse", EMBEDDED: "Embedded", _FILES: "Your files", _HUB: "A Hub data set"}
 _TYPES = ["txt", "csv", "tsv", "jsonl", "json", "parquet", "gz"]
-_PUBLISHED, _TRAINED, _GIVEN = "Published", "Train one", "Another"
-_PUBLISHED_LATENTS = 24_576
 _KEPT = {"persist_state": "session"}  # of widgets: their values stay when another page is looked at
 
 
@@ -45,8 +43,7 @@ def build_form() -> None:
         facts = _model()
         if facts is None:
             return
-        layer = _layer(facts)
-        request = _sae(facts, layer)
+        request, layer = choose_sae(facts)
         texts = _texts()
         request = _more(request, facts)
         name = _name(request, facts, layer)
@@ -58,7 +55,7 @@ def build_form() -> None:
         _start(replace(request, name=name, texts=specs), facts, texts)
 
 
-# ---- model and SAE -----------------------------------------------------------------------------------------------------
+# ---- the model ---------------------------------------------------------------------------------------------------------
 
 
 def _model() -> ModelFacts | None:
@@ -92,42 +89,6 @@ def _model() -> ModelFacts | None:
         f"{md(facts.display)}: {count_of(facts.layers, 'layer')}, {facts.parameters / 1e6:,.{0 if facts.parameters >= 1e7 else 1}f} M parameters, {where}."
     )
     return facts
-
-
-def _layer(facts: ModelFacts) -> int:
-    st.subheader("Layer and SAE", anchor=False)
-    said = "The SAE reads what this block writes. Early blocks know words, middle ones meanings, late ones what comes next."
-    last, layer = facts.layers - 1, build_choices.default_layer(facts)
-    if not last:
-        return layer
-    return st.slider(f"After block (0 to {last})", 0, last, layer, help=said, key=f"build_layer_{facts.spec}", **_KEPT)
-
-
-def _sae(facts: ModelFacts, layer: int) -> BuildRequest:
-    """A request that has no name and no texts yet."""
-    published = build_choices.published_at(facts.spec, layer)
-    kinds = [_PUBLISHED] * bool(published) + [_TRAINED, _GIVEN]
-    kind = st.segmented_control("SAE", kinds, default=kinds[0], required=True, key=f"build_sae_{kinds[0]}", **_KEPT)
-    base = request_for("new", preset="gpt2-topk", model=facts.spec, hook=f"blocks.{layer}.hook_resid_post")
-    if kind == _PUBLISHED:
-        st.caption(f"{md(published)}: {_PUBLISHED_LATENTS:,} features that others trained. Nothing is trained here.")
-        return replace(base, sae=published, hook=published.partition(":")[2])
-    if kind == _GIVEN:
-        said = "A folder on this machine, or USER/NAME:FOLDER on the Hub, in any common format. It says itself which layer it reads."
-        given = st.text_input("SAE", placeholder="USER/NAME:FOLDER or /a/folder", help=said, key="build_sae_given", **_KEPT).strip()
-        try:
-            return replace(base, sae=build_choices.given_sae(given) if given else "", hook=None)
-        except ExploreError as error:
-            st.error(md(sentence(str(error))), icon=":material/error:")
-            return replace(base, sae="", hook=None)
-    columns = st.columns(3)
-    latents = columns[0].number_input(
-        "Latents", 1, 1 << 20, 2_048, 1_024, help="How many features the SAE has.", key="build_latents", **_KEPT
-    )
-    k = columns[1].number_input("k", 1, 1_024, 32, help="How many of them are active on a token.", key="build_k", **_KEPT)
-    said = "How often the training sees each token."
-    epochs = columns[2].number_input("Epochs", 1, 1_000, 15 if facts.spec == GPT2 else 5, help=said, key="build_epochs", **_KEPT)
-    return replace(base, latents=latents, k=k, epochs=epochs)
 
 
 # ---- texts -------------------------------------------------------------------------------------------------------------
@@ -288,7 +249,8 @@ def estimate_of(request: BuildRequest, amounts: tuple[Amount, ...] | None = None
     cache = resources.cache_folder()
     facts = facts or facts_of(request.model, models=cache / "models")
     amounts = tuple(map(estimate.amount_of, request.texts)) if amounts is None else amounts
-    return estimate.estimate(request, facts, amounts, estimate.this_machine(cache), sae_latents=_PUBLISHED_LATENTS)
+    sae = build_choices.sizes_for_estimate(request.sae)
+    return estimate.estimate(request, facts, amounts, estimate.this_machine(cache), **sae)
 
 
 def begin(request: BuildRequest, *, uploads: tuple[Upload, ...] = (), replace_bundle: bool = False, expected: dict | None = None) -> bool:

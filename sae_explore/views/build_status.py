@@ -26,6 +26,7 @@ _NAMES = {
     "sae": "Make the SAE",
     "store": "Run the model over all texts",
     "features": "Examples, vocabulary and labels",
+    "map": "Draw the map of the features",
     "metrics": "Measure how good it is",
     _LAST: "Check and switch",
 }

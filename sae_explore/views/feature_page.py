@@ -1,4 +1,4 @@
-"""Feature: what does this feature mean? Its label and facts; the sections are in `feature_sections` and `feature_test`."""
+"""Feature: what does this feature mean? Its label and facts; the sections are in the other `feature_` modules."""
 
 from __future__ import annotations
 
@@ -8,9 +8,20 @@ import streamlit as st
 from sae_explore import links, resources
 from sae_explore.browse import start_feature
 from sae_explore.bundle import Bundle
+from sae_explore.neuronpedia import feature_url
 from sae_explore.spans import md
-from sae_explore.types import FeatureCard
-from sae_explore.views import export_buttons, feature_sections, feature_test, notes_widgets, shell
+from sae_explore.views import (
+    example_links,
+    export_buttons,
+    feature_current,
+    feature_examples,
+    feature_related,
+    feature_sections,
+    feature_test,
+    notes_widgets,
+    own_notes,
+    shell,
+)
 from sae_explore.wording import KIND_WORDS, count_of, density_words, label_origin, mark_help, percent, shown_label
 
 _NUMBER = "_feature_number"  # key of the number box
@@ -18,35 +29,40 @@ _NUMBER = "_feature_number"  # key of the number box
 
 def render(bundle: Bundle) -> None:
     """The page. A feature that the bundle lacks is named in one sentence, and one that it has is shown."""
-    feature = _chosen(bundle)
-    feature = feature_sections.picked(resources.get_card(bundle, feature, top=feature_sections.TOP))
+    example_links.follow_if_clicked()
+    asked = resources.get_card(bundle, _chosen(bundle), top=feature_examples.TOP)
+    feature = feature_related.picked(asked)
     st.session_state["feature"] = feature
     shell.write_link(bundle, feature=feature)
-    card = resources.get_card(bundle, feature, top=feature_sections.TOP)
-    st.title(f"Feature {feature}", anchor=False)
+    card = asked if feature == asked.ref.feature else resources.get_card(bundle, feature, top=feature_examples.TOP)
+    st.space(4)  # a title in a row has no room above it
+    with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center"):
+        st.title(f"Feature {feature}", anchor=False, width="content")
+        _navigation(bundle, feature)
     _label(bundle, card.row)
-    _navigation(bundle, feature)
     _facts(bundle, card.row)
-    with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
-        notes_widgets.own_words(bundle, feature)
-        export_buttons.feature_buttons(bundle, feature)
-        if card.row["count"]:
-            query = links.query_of(bundle=bundle.name, feature=feature)
-            st.page_link(shell.page_named("whatif"), label="What if it were off?", icon=":material/experiment:", query_params=query)
+    _actions(bundle, feature, card.row)
+    if not card.row["count"]:
+        _dead(bundle, feature)
+    feature_test.test_box(bundle, feature)
+    here = feature_current.on_current_text(bundle, feature)
+    left, right = st.columns([7, 5], gap="large")
     if card.row["count"]:
-        left, right = st.columns([7, 5], gap="large")
         with left:
-            feature_sections.examples(bundle, feature)
-            feature_test.test_box(bundle, feature)
-            feature_sections.nearest(bundle, card)
-        with right:
-            feature_sections.strength(card)
-            feature_sections.lens(bundle, feature)
-            feature_sections.scores(bundle, feature)
+            feature_examples.examples(bundle, card)
             feature_sections.categories(bundle, card)
-        feature_sections.together(bundle, card)
+            feature_related.nearest(bundle, card)
+        with right:
+            feature_sections.strength(bundle, card, here)
+            feature_sections.lens(bundle, feature, here)
+            feature_sections.scores(bundle, feature)
+        feature_related.together(bundle, card)
+        example_links.catcher(bundle)
     else:
-        _dead(bundle, feature, card)
+        with left:
+            feature_related.nearest(bundle, card)
+        with right:
+            feature_sections.lens(bundle, feature)
 
 
 def _chosen(bundle: Bundle) -> int:
@@ -85,8 +101,10 @@ def _go_random(bundle: Bundle, current: int) -> None:
 
 def _navigation(bundle: Bundle, feature: int) -> None:
     st.session_state[_NUMBER] = feature
-    with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
-        st.number_input("Go to number", 0, bundle.d_sae - 1, step=1, key=_NUMBER, on_change=_go_to_number, width=170)
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="small", width="content"):
+        st.number_input(
+            "Go to number", 0, bundle.d_sae - 1, step=1, key=_NUMBER, on_change=_go_to_number, width=150, label_visibility="collapsed"
+        )
         st.button("Previous", icon=":material/chevron_left:", disabled=feature == 0, on_click=_go, args=(feature - 1,))
         st.button("Next", icon=":material/chevron_right:", disabled=feature == bundle.d_sae - 1, on_click=_go, args=(feature + 1,))
         st.button(
@@ -156,7 +174,24 @@ def _facts(bundle: Bundle, row: dict) -> None:
         )
 
 
-def _dead(bundle: Bundle, feature: int, card: FeatureCard) -> None:
+def _actions(bundle: Bundle, feature: int, row: dict) -> None:
+    """What can be done with it: a label of one's own, a list, a file, and where else to look at it."""
+    found = own_notes.notes_of(bundle)
+    notes_widgets.own_note(found, feature)
+    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+        notes_widgets.label_editor(bundle, feature, found.labels.get(feature))
+        notes_widgets.list_editor(bundle, feature, found)
+        export_buttons.feature_buttons(bundle, feature)
+        if row["count"]:
+            query = links.query_of(bundle=bundle.name, feature=feature)
+            st.page_link(shell.page_named("whatif"), label="What if it were off?", icon=":material/experiment:", query_params=query)
+        if url := feature_url(bundle.manifest["sae"], feature):
+            st.page_link(
+                url, label="On Neuronpedia", icon=":material/open_in_new:", help="The same feature of the same published SAE there."
+            )
+
+
+def _dead(bundle: Bundle, feature: int) -> None:
     """No examples and no histogram: there are none. Its decoder direction exists all the same."""
     counted = bundle.manifest["features"]["counted_tokens"]
     st.info(
@@ -164,9 +199,3 @@ def _dead(bundle: Bundle, feature: int, card: FeatureCard) -> None:
         "show; below is what its decoder direction would write, and what lies near it.",
         icon=":material/motion_photos_off:",
     )
-    left, right = st.columns([7, 5], gap="large")
-    with left:
-        feature_test.test_box(bundle, feature)
-        feature_sections.nearest(bundle, card)
-    with right:
-        feature_sections.lens(bundle, feature)

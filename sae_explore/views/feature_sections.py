@@ -1,101 +1,20 @@
-"""Sections of the Feature page: examples, logit lens, strength, categories, related features."""
+"""Sections of the Feature page with charts: logit lens, strength, categories, scores."""
 
 from __future__ import annotations
 
-import pandas as pd
 import streamlit as st
 
-from sae_explore import figures, links, resources, spans
-from sae_explore.bundle import CONTEXT_AFTER, CONTEXT_BEFORE, Bundle
+from sae_explore import figures, resources, spans
+from sae_explore.bundle import Bundle
 from sae_explore.scores import SCORES, score_lines
 from sae_explore.spans import md
 from sae_explore.types import FeatureCard
-from sae_explore.views import shell
-from sae_explore.wording import band_range, count_of, percent
+from sae_explore.views.feature_current import Here
+from sae_explore.views.feature_examples import TOP
+from sae_explore.wording import percent
 
-TOP = 20
-_SHOWN = 10  # of the strongest examples, unless asked for all
 _CATEGORIES = 12
 _LENS = 10  # tokens of each lens list
-
-# ---- examples ----------------------------------------------------------------------------------------------------------
-
-_KINDS = ("Strongest", "By strength", "Random")
-
-
-@st.fragment
-def examples(bundle: Bundle, feature: int) -> None:
-    """Where it fires, in context: the strongest, some of each interval, or random ones."""
-    st.subheader("Where it fires", anchor=False)
-    with st.container(horizontal=True, vertical_alignment="center"):
-        kind = st.segmented_control(
-            "Which examples",
-            _KINDS,
-            default=_KINDS[0],
-            required=True,
-            key="example_kind",
-            label_visibility="collapsed",
-            persist_state="session",
-        )
-        whole = st.toggle(
-            "Longer context",
-            key="example_whole",
-            persist_state="session",
-            help=f"Up to {bundle.manifest['context']} tokens on each side of the peak, "
-            f"not {CONTEXT_BEFORE} before and {CONTEXT_AFTER} after it.",
-        )
-    around = bundle.manifest["context"] if whole else None
-    context = {"before": around or CONTEXT_BEFORE, "after": around or CONTEXT_AFTER}
-    maximum = float(bundle.maxima[feature])
-    {"Strongest": _strongest, "By strength": _by_strength, "Random": _random}[kind](bundle, feature, maximum, context)
-
-
-def _strongest(bundle: Bundle, feature: int, maximum: float, context: dict) -> None:
-    found = bundle.top_examples(feature, TOP, **context)
-    more = len(found) > _SHOWN and st.session_state.get("example_all", False)
-    st.caption(
-        "Strongest first, one per window of text. Left: activation at the peak, the underlined token. Darker means closer to the maximum."
-    )
-    st.html(spans.examples_html(found if more else found[:_SHOWN], maximum, feature=feature))
-    with st.container(horizontal=True, vertical_alignment="center"):
-        if len(found) > _SHOWN:
-            st.toggle(f"All {len(found)}", key="example_all", persist_state="session")
-        st.page_link(
-            shell.page_named("text"),
-            label="Open the strongest example in its text",
-            icon=":material/open_in_new:",
-            query_params=links.query_of(bundle=bundle.name, feature=feature, document=found[0].document_id),
-        )
-
-
-def _by_strength(bundle: Bundle, feature: int, maximum: float, context: dict) -> None:
-    """Some examples of each fifth of the range, the strongest fifth first."""
-    st.caption(
-        "Examples drawn at random from each fifth of the range up to the maximum; each stands in the fifth of its own peak. "
-        "A clear feature means the same in all of them."
-    )
-    found = bundle.interval_examples(feature, **context)
-    counts = bundle.histogram(feature)[1]
-    intervals = bundle.examples["interval"].shape[1]
-    per = counts.reshape(intervals, -1).sum(1) if len(counts) % intervals == 0 else None
-    for i in range(intervals - 1, -1, -1):
-        low, high = i / intervals, (i + 1) / intervals
-        tokens = f", {count_of(int(per[i]), 'token')}" if per is not None else ""
-        st.markdown(
-            f"**{low * maximum:.2f} to {high * maximum:.2f}** · {band_range(low, high)} ({100 * low:.0f} to {100 * high:.0f} % of the "
-            f"maximum{tokens})"
-        )
-        chosen = [e for e in found if e.interval == i]
-        if chosen:
-            st.html(spans.examples_html(chosen, maximum, feature=feature))
-        else:
-            st.caption("No window of text peaks in this range.")
-
-
-def _random(bundle: Bundle, feature: int, maximum: float, context: dict) -> None:
-    st.caption("Windows of text drawn at random from all in which the feature fires: what a typical firing looks like.")
-    st.html(spans.examples_html(bundle.random_examples(feature, **context), maximum, feature=feature))
-
 
 # ---- the logit lens ----------------------------------------------------------------------------------------------------
 
@@ -131,7 +50,7 @@ def lens_baseline(bundle: Bundle, convention: str, row: dict) -> float:
 
 
 @st.fragment
-def lens(bundle: Bundle, feature: int) -> None:
+def lens(bundle: Bundle, feature: int, here: Here | None = None) -> None:
     """The tokens that its decoder direction promotes and suppresses."""
     st.subheader(
         "What it writes", anchor=False, help="The logit lens: the feature's decoder direction read through the model's unembedding."
@@ -154,23 +73,63 @@ def lens(bundle: Bundle, feature: int) -> None:
             else "No promoted token lies beyond it: read this list with doubt."
         )
     )
+    _lens_spread(bundle, card, here)
+
+
+def _lens_spread(bundle: Bundle, card: FeatureCard, here: Here | None) -> None:
+    """Histogram of the logits of all tokens, beside what random directions reach."""
+    edges, counts = card.extra["lens_histogram"]
+    baseline = lens_baseline(bundle, "folded", card.row)
+    st.markdown("**All tokens of the vocabulary**")
+    following = here.following if here else None
+    st.plotly_chart(
+        figures.lens_histogram(edges, counts, baseline=baseline, here=following),
+        config=figures.CONFIG,
+        key="lens_spread",
+        alt=f"Histogram of folded logits over {counts.sum():,} tokens, from {edges[0]:+.2f} to {edges[-1]:+.2f}",
+    )
+    marked = f" Marked: “{md(following[1])}” ({following[0]:+.2f}), which follows its peak on {here.text}." if following else ""
+    st.caption(
+        f"Folded logits, from {edges[0]:+.2f} to {edges[-1]:+.2f}; dashed: random directions.{marked}",
+        help="A direction that means something to the output has a few tokens far out, beyond what random directions reach, and the rest "
+        f"near 0. Excess kurtosis {card.row['lens_kurtosis']:+.1f} (0 is a bell curve); spread {card.row['strength_ratio']:.2f} times that of "
+        "a random direction of length 1.",
+    )
 
 
 # ---- how strong, and where ---------------------------------------------------------------------------------------------
 
 
-def strength(card: FeatureCard) -> None:
-    """Histogram of its activations, with the bands."""
+def strength(bundle: Bundle, card: FeatureCard, here: Here | None) -> None:
+    """Histogram of its activations, with the bands, its moments, and the value on the current text."""
     st.subheader("How strongly it fires", anchor=False)
     edges, counts = card.extra["histogram"]
     shares = " · ".join(f"{name} {percent(share)}" for name, share in figures.band_shares(counts).items())
+    value = here.value if here and here.value else None
     st.plotly_chart(
-        figures.activation_histogram(edges, counts), config=figures.CONFIG, key="strength", alt=f"Histogram of activations: {shares}"
+        figures.activation_histogram(edges, counts, here=value),
+        config=figures.CONFIG,
+        key="strength",
+        alt=f"Histogram of activations: {shares}",
     )
     st.caption(
         f"Of its firings: {shares}.",
         help="Bands are shares of this feature's own maximum, because units differ between SAEs: "
         "trace below 5 %, weak below 25 %, moderate below 50 %, strong from there. The dotted lines stand at these limits.",
+    )
+    row = card.row
+    st.caption(
+        f"Mean {row['mean']:.2f} · standard deviation {row['std']:.2f} · skewness {row['skew']:+.2f} · excess kurtosis {row['kurtosis']:+.2f}",
+        help="Moments of its activations where it fires. Skewness above 0: many weak firings and a tail of strong ones. Excess kurtosis above "
+        "0: the tails are heavier than a bell curve's.",
+    )
+    if here is not None:
+        st.caption(f"On {here.text}: " + (_said(bundle, card, here) if here.value else "silent."))
+
+
+def _said(bundle: Bundle, card: FeatureCard, here: Here) -> str:
+    return (
+        f"{here.value:.2f} at most, on “{md(here.token)}”: {percent(here.value / float(bundle.maxima[card.ref.feature]))} of its maximum."
     )
 
 
@@ -214,67 +173,3 @@ def scores(bundle: Bundle, feature: int) -> None:
         st.caption("– : this bundle was built before this score existed. Building it again adds it.")
     with st.expander("How they are counted"):
         st.markdown("\n".join(f"- **{score.title}**: {score.explained}" for score in SCORES.values()))
-
-
-# ---- other features ----------------------------------------------------------------------------------------------------
-
-
-def nearest(bundle: Bundle, card: FeatureCard) -> None:
-    """Nearest by decoder cosine."""
-    st.subheader("Nearest directions", anchor=False, help="Features whose decoder directions have the largest cosine with this one's.")
-    cosine = st.column_config.NumberColumn(format="%.3f", help="Of the decoder directions: 1 is the same direction, 0 unrelated.")
-    _feature_table(bundle, card, pd.DataFrame(card.neighbours, columns=["Feature", "Cosine"]), {"Cosine": cosine}, "nearest")
-
-
-_TOGETHER = {
-    "Together": st.column_config.NumberColumn(format="%.0f %%", help="Share of this feature's firing tokens on which the other fires too."),
-    "Correlation": st.column_config.NumberColumn(format="%.2f", help="Phi coefficient of the two firing patterns: 1 is always together."),
-    "Tokens": st.column_config.NumberColumn(format="localized", help="Tokens on which both fire."),
-}
-
-
-def together(bundle: Bundle, card: FeatureCard) -> None:
-    """Features that fire on the same tokens."""
-    st.subheader(
-        "Fires together with",
-        anchor=False,
-        help="Features whose firing tokens coincide with this one's more than chance would have it.",
-    )
-    table = pd.DataFrame(card.extra["coactive"], columns=["feature", "probability", "correlation", "count"])
-    if table.empty:
-        st.caption("No feature fires on the same tokens more often than chance.")
-        return
-    table["probability"] *= 100
-    table.columns = ["Feature", *_TOGETHER]
-    _feature_table(bundle, card, table, _TOGETHER, "coactive")
-
-
-def _feature_table(bundle: Bundle, card: FeatureCard, table: pd.DataFrame, columns: dict, name: str) -> None:
-    """A table of features with their labels; selecting a row opens that feature."""
-    table.insert(1, "Label", resources.get_frame(bundle)["label"].to_numpy()[table["Feature"].to_numpy()])
-    st.dataframe(
-        table,
-        hide_index=True,
-        key=_table_key(name, card.ref.feature),
-        on_select="rerun",
-        selection_mode="single-row",
-        column_config=columns,
-        height="content",
-        alt=f"{name} features of feature {card.ref.feature}",
-    )
-    st.caption("Select a row to open that feature.")
-
-
-def picked(card: FeatureCard) -> int:
-    """The feature whose row was just selected in a table of this feature's page, or this feature: known before anything is drawn."""
-    feature = card.ref.feature
-    for name, listed in (("nearest", [f for f, _ in card.neighbours]), ("coactive", [row["feature"] for row in card.extra["coactive"]])):
-        rows = st.session_state.get(_table_key(name, feature), {}).get("selection", {}).get("rows", ())
-        if rows and 0 <= rows[0] < len(listed):
-            return int(listed[rows[0]])
-    return feature
-
-
-def _table_key(name: str, feature: int) -> str:
-    """A key for each feature, so that a selection never carries over to the next one."""
-    return f"{name}_{feature}"

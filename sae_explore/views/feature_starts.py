@@ -146,7 +146,7 @@ def _rows(bundle: Bundle, start: Start) -> list[dict]:
             "page": f"feature?{urlencode(links.query_of(bundle=bundle.name, feature=start.feature))}",
             "text": f"?{urlencode(links.query_of(bundle=bundle.name, feature=start.feature, document=example.document_id))}",
             "document": example.document_id,
-            "tokens": [_on_one_line(spans.pieces(t, b)) for t, b in zip(example.tokens, example.bytes, strict=True)],
+            "tokens": [spans.on_one_line(spans.pieces(t, b)) for t, b in zip(example.tokens, example.bytes, strict=True)],
             "steps": [spans.step_of(float(v), maximum) for v in example.values],
             "peak": example.peak - example.start,
             "cut_left": example.cut_left,
@@ -154,8 +154,3 @@ def _rows(bundle: Bundle, start: Start) -> list[dict]:
         }
         for example in found
     ]
-
-
-def _on_one_line(pieces: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """A token with its line breaks as marks only."""
-    return [(kind, " " if string in "\n\t" else string) for kind, string in pieces]

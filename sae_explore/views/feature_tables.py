@@ -69,8 +69,8 @@ def ranked_table(bundle: Bundle, trace: TextTrace, rows: text_view.Ranked, *, ke
     frame = pd.DataFrame(
         {
             "feature": rows.feature,
-            "label": _labels(bundle, rows.feature),
-            "confidence": _confidence(bundle, rows.feature),
+            "label": labels(bundle, rows.feature),
+            "confidence": confidence(bundle, rows.feature),
             "share": 100 * rows.share,
             "max": rows.max,
             "sum": rows.sum,
@@ -78,7 +78,7 @@ def ranked_table(bundle: Bundle, trace: TextTrace, rows: text_view.Ranked, *, ke
             "peak": peaks,
         }
     )
-    config = _common_columns(_LABEL[by]) | {
+    config = common_columns(_LABEL[by]) | {
         "max": st.column_config.NumberColumn(
             "Max", format="%.2f", width=64, help="Strongest activation on this text, in the SAE's own units."
         ),
@@ -87,7 +87,7 @@ def ranked_table(bundle: Bundle, trace: TextTrace, rows: text_view.Ranked, *, ke
         "peak": st.column_config.TextColumn("Peak", width=72, help="The token on which it fires most strongly."),
     }
     order = ("feature", "label", "confidence", *_FIGURES[by], "peak")
-    _selectable(frame, rows.feature, config, order, key=f"{key}-{by}-{dense}", feature=feature, height=_height(len(frame), 12))
+    selectable(frame, rows.feature, config, order, key=f"{key}-{by}-{dense}", feature=feature, height=height(len(frame), 12))
 
 
 def token_table(bundle: Bundle, found: text_view.TokenFeatures, *, key: str, feature: int | None) -> None:
@@ -101,35 +101,35 @@ def token_table(bundle: Bundle, found: text_view.TokenFeatures, *, key: str, fea
     frame = pd.DataFrame(
         {
             "feature": found.feature,
-            "label": _labels(bundle, found.feature),
-            "confidence": _confidence(bundle, found.feature),
+            "label": labels(bundle, found.feature),
+            "confidence": confidence(bundle, found.feature),
             "share": 100 * found.share,
             "value": found.value,
         }
     )
-    config = _common_columns(235) | {
+    config = common_columns(235) | {
         "value": st.column_config.NumberColumn("Value", format="%.2f", width=70, help="Its activation on this token.")
     }
     order = list(frame.columns)
-    _selectable(frame, found.feature, config, order, key=f"{key}-{by}-{dense}", feature=feature, height=_height(len(frame), 12))
+    selectable(frame, found.feature, config, order, key=f"{key}-{by}-{dense}", feature=feature, height=height(len(frame), 12))
 
 
-def _labels(bundle: Bundle, features: np.ndarray) -> list[str]:
+def labels(bundle: Bundle, features: np.ndarray) -> list[str]:
     return [spans.plain(label) for label in text_view.labels_of(bundle, features)]
 
 
-def _confidence(bundle: Bundle, features: np.ndarray) -> np.ndarray:
+def confidence(bundle: Bundle, features: np.ndarray) -> np.ndarray:
     """Of the automatic labels; NaN where the label is a person's."""
     found = bundle.features["confidence"].take(features).to_numpy().astype(np.float64)
     return np.where([f in bundle.human_labels or f in bundle.own_labels for f in features.tolist()], np.nan, found)
 
 
-def _height(rows: int, most: int) -> int:
+def height(rows: int, most: int) -> int:
     """Pixels of a table that shows `most` rows at once."""
     return 38 + _ROW * min(rows, most)
 
 
-def _common_columns(width: int) -> dict:
+def common_columns(width: int) -> dict:
     return {
         "feature": st.column_config.NumberColumn("Feature", format="%d", width=56),
         "label": st.column_config.TextColumn(
@@ -140,7 +140,7 @@ def _common_columns(width: int) -> dict:
     }
 
 
-def _selectable(
+def selectable(
     frame: pd.DataFrame, features: np.ndarray, config: dict, order: Sequence[str], *, key: str, feature: int | None, height: int
 ) -> None:
     """A table in which the row of the chosen feature is selected, however it was chosen. A click on any cell chooses its row."""

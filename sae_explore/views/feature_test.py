@@ -5,39 +5,37 @@ from __future__ import annotations
 import numpy as np
 import streamlit as st
 
-from sae_explore import links, resources, spans
+from sae_explore import links, public_mode, resources, spans
 from sae_explore.bundle import Bundle
 from sae_explore.errors import ExploreError
 from sae_explore.spans import dotted, md
 from sae_explore.strength import band_of
 from sae_explore.types import TextTrace
 from sae_explore.views import shell
+from sae_explore.views.feature_current import TEST_TEXT
 from sae_explore.views.model_wait import model_ready
-from sae_explore.wording import count_of, percent
+from sae_explore.wording import count_of, percent, sentence
 
-_TEXT = "_test_text"  # the text tried last, kept for the next feature
 MAX_CHARACTERS = 5_000
 
 
 @st.fragment
 def test_box(bundle: Bundle, feature: int) -> None:
-    """A form, and below it the text coloured by this feature."""
-    st.subheader("Does my text activate it?", anchor=False)
-    with st.form("feature_test", border=False):
+    """A form in a row, and below it the text coloured by this feature."""
+    with st.form("feature_test", border=False), st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
         text = st.text_area(
-            "A text of your own",
+            "Does your text activate it?",
             key="_test_area",
             persist_state="session",
-            height=90,
-            max_chars=MAX_CHARACTERS,
+            height=68,
+            max_chars=public_mode.max_text_chars(MAX_CHARACTERS),
             placeholder="A sentence that may or may not activate this feature",
-            label_visibility="collapsed",
         )
         submitted = st.form_submit_button("Test", icon=":material/play_arrow:")
     if submitted:
-        st.session_state[_TEXT] = text
-    text = st.session_state.get(_TEXT, "")
-    if not text.strip():
+        st.session_state[TEST_TEXT] = text.strip() and text
+    text = st.session_state.get(TEST_TEXT, "")
+    if not text:
         if submitted:
             st.caption("There is no text yet: write or paste some.")
         return
@@ -46,9 +44,13 @@ def test_box(bundle: Bundle, feature: int) -> None:
         return  # walking on to another feature loads no model: that is asked for with the button
     if model_ready(bundle, st.empty()):
         try:
-            _result(bundle, feature, resources.get_trace(bundle, text))
+            trace = resources.get_trace(bundle, text)
         except ExploreError as error:
-            st.error(str(error), icon=":material/error:")
+            st.error(md(sentence(public_mode.shown(error))), icon=":material/error:")
+            return
+        if submitted:
+            st.rerun()  # the charts below mark its value
+        _result(bundle, feature, trace)
 
 
 def verdict(values: np.ndarray, tokens: tuple[str, ...], data: tuple[bytes, ...], counted: int, maximum: float) -> str:

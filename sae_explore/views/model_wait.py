@@ -9,6 +9,7 @@ import streamlit as st
 from sae_explore import public_mode, resources, spans
 from sae_explore.bundle import Bundle
 from sae_explore.model_sources import display_name, download_size, is_local
+from sae_explore.wording import page_words
 
 _TICK = 0.25  # seconds between two looks at the job
 
@@ -33,7 +34,7 @@ def model_ready(bundle: Bundle, place, *, whole: bool = False) -> bool:
         return True
     with place.container():
         st.error(
-            f"The model could not be loaded: {spans.md(public_mode.shown(job.error or 'the work was interrupted'))}",
+            f"The model could not be loaded: {spans.md(page_words(public_mode.shown(job.error or 'the work was interrupted')))}",
             icon=":material/cloud_off:",
         )
         st.caption("Stored texts and all features can be explored without it.")

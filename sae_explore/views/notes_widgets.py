@@ -12,18 +12,14 @@ from sae_explore.views import own_notes
 from sae_explore.wording import count_of
 
 
-def own_words(bundle: Bundle, feature: int) -> None:
-    """What the visitor said about the feature, and two buttons: to label it, to add it to a list."""
-    found = own_notes.notes_of(bundle)
+def own_note(found: Notes, feature: int) -> None:
+    """What the last change ran into, and the visitor's note on the feature, if there is one."""
     own_notes.show_problem()
     own = found.labels.get(feature)
     if own and own.note:
         with st.container(border=True, gap="xsmall"):
             st.caption("Your note")
             st.text(own.note)
-    with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
-        label_editor(bundle, feature, own)
-        list_editor(bundle, feature, found)
 
 
 def label_editor(bundle: Bundle, feature: int, own: OwnLabel | None) -> None:

@@ -10,6 +10,7 @@ from sae_explore import links, public_mode, resources, spans
 from sae_explore.bundle import Bundle
 from sae_explore.errors import ExploreError
 from sae_explore.views import own_notes, shared_note, sidebar
+from sae_explore.wording import sentence
 
 _SETTLING = 0.8  # seconds after which the browser has surely heard of a new address
 
@@ -34,8 +35,10 @@ def pages() -> dict[str, st.Page]:
         "text": page("text", "Text", ":material/edit_note:", default=True),
         "feature": page("feature", "Feature", ":material/radio_button_checked:"),
         "browse": page("browse", "Browse", ":material/table_rows:"),
+        "map": page("map", "Map", ":material/scatter_plot:"),
         "lens": page("lens", "Lens", ":material/search_insights:"),
         "whatif": page("whatif", "What if", ":material/experiment:"),
+        "compare": page("compare", "Compare", ":material/compare:"),
         "lists": page("lists", "Lists", ":material/bookmarks:"),
         "quality": page("quality", "Quality", ":material/monitoring:"),
         "build": page("build", "Build", ":material/construction:", needs_bundle=False),
@@ -89,6 +92,11 @@ def _read_link(page: str) -> None:
         state["also_features"] = list(link.features)
     elif link.features:
         state["lens_features"] = list(link.features)
+    if page == "browse":
+        state["linked_search"] = link.search
+    if page == "compare":  # its texts are its own
+        state["compare_link"] = link
+        return
     if link.text is not None:
         state["text"], state["document"] = link.text, None
     if link.document is not None:
@@ -152,12 +160,14 @@ def _with_bundle(render, *, needed: bool = True) -> None:
     except ExploreError as error:
         sidebar.choose(names, name)
         sidebar.foot()
-        st.error(spans.md(public_mode.shown(error)), icon=":material/broken_image:")
+        st.error(spans.md(sentence(public_mode.shown(error))), icon=":material/broken_image:")
         if not needed:
             _draw(render, None)
         return
     sidebar.choose(names, name)
     sidebar.describe(bundle)
+    if bundle.curated.problem and not public_mode.is_public():
+        st.warning(spans.md(sentence(bundle.curated.problem)), icon=":material/edit_off:")
     _draw(render, own_notes.overlaid(bundle))
     resources.warm(bundle)
 
@@ -166,4 +176,4 @@ def _draw(render, bundle: Bundle | None) -> None:
     try:
         render(bundle)
     except ExploreError as error:
-        st.error(spans.md(public_mode.shown(error)), icon=":material/error:")
+        st.error(spans.md(sentence(public_mode.shown(error))), icon=":material/error:")

@@ -16,6 +16,10 @@ CHOICES = (
     "lens_features",
     "linked_list",
     "also_features",
+    "compare_link",
+    "compare_a",
+    "compare_b",
+    "compare_bundle",
 )  # what a session has chosen in a bundle
 
 

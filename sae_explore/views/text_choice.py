@@ -15,7 +15,7 @@ from sae_explore.wording import sentence
 INTRO = (
     "A language model turns each word that it reads into {d_in:,} numbers. A **sparse autoencoder** (SAE) has learned to read them as "
     "{d_sae:,} **features**, and each of these fires on something of its own: a topic, a tone, a piece of grammar. "
-    "Choose an example, type a text, or [start with a feature](#{anchor})."
+    "Type a text, choose an example, or [start with a feature](#{anchor})."
 )
 INTRO_HELP = (
     "The numbers are the model's residual stream at one place, between two of its blocks (see the sidebar). The SAE was trained to rebuild "
@@ -81,7 +81,7 @@ def own_text_form() -> None:
         st.session_state["_typed"] = own or ""
     tokens = public_mode.max_text_tokens(MAX_TEXT_TOKENS)
     explained = TEXT_HELP.format(tokens=tokens, words=tokens * 3 // 4 // 100 * 100)
-    with st.form("own_text", border=False):
+    with st.form("own_text", border=False), st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
         st.text_area(
             "Your own text", key="_typed", height=76, placeholder="Type or paste anything: a sentence, a mail, code …", help=explained
         )

@@ -7,11 +7,21 @@ import json
 import numpy as np
 import streamlit as st
 
-from sae_explore import spans, text_view, wording
+from sae_explore import links, spans, text_view, wording
 from sae_explore.bundle import Bundle
 from sae_explore.types import TextTrace
+from sae_explore.views import shell
 
 MAP_FEATURES, MAP_TOKENS = 12, 160
+
+
+def onward(bundle: Bundle, feature: int | None, *, text: str | None, document: str | None) -> None:
+    """Links that take the text along: to change the feature in it, and to compare it with another."""
+    query = links.query_of(bundle=bundle.name, text=text, document=document)
+    if feature is not None:
+        also = {"query_params": query | {"feature": str(feature)}, "help": "Change this feature inside the model while it reads this text."}
+        st.page_link(shell.page_named("whatif"), label="What if it were off here?", icon=":material/experiment:", **also)
+    st.page_link(shell.page_named("compare"), label="Compare with another text", icon=":material/compare:", query_params=query)
 
 
 def feature_map(bundle: Bundle, trace: TextTrace, rows: text_view.Ranked, position: int | None) -> None:

@@ -13,7 +13,7 @@ from sae_explore.bundle import Bundle
 from sae_explore.errors import ExploreError, InputError
 from sae_explore.showcase import Pick, notable
 from sae_explore.types import TextTrace
-from sae_explore.views import feature_tables, model_wait, shell, text_choice, text_extras
+from sae_explore.views import example_links, feature_tables, model_wait, shell, text_choice, text_extras
 from sae_explore.views.feature_panel import feature_panel
 from sae_explore.views.feature_starts import feature_starts
 from sae_explore.views.token_picker import token_picker
@@ -40,18 +40,14 @@ class Shown:
 
 def render(bundle: Bundle) -> None:
     """Draw the page."""
-    if page := st.session_state.pop("_go_to", None):  # a feature of the list at the end was clicked
-        st.switch_page(shell.page_named(page))
+    example_links.follow_if_clicked()  # a feature of the list at the end
     text_choice.intro(bundle)
     picks = resources.get_picks(bundle)
     row, feature = _asked(bundle, picks)
     own = st.session_state.get("text")
     pick = next((p for p in picks if p.document == row), None)
-    left, right = st.columns(WIDE, gap="medium")
-    with left:
-        text_choice.examples(picks, pick)
-    with right:
-        text_choice.own_text_form()
+    text_choice.own_text_form()
+    text_choice.examples(picks, pick)
     body = st.empty()  # one place for the wait and for what follows it, so that nothing of the text before stays on the page
     shown = _stored_text(bundle, row, feature, picks[0]) if own is None else _own_text(bundle, own, feature, body)
     if shown is not None:
@@ -154,6 +150,8 @@ def _analysis(bundle: Bundle, shown: Shown, feature: int | None, look_at: tuple[
         elif len(best.feature):
             kicker = f"Strongest on this {'text' if found is None else 'token'}"
             feature_panel(bundle, int(best.feature[0]), trace=shown.trace, kicker=kicker)
+        on = feature if feature is not None else int(best.feature[0]) if len(best.feature) else None
+        text_extras.onward(bundle, on, text=None if shown.document_id else shown.trace.text, document=shown.document_id)
     text_extras.feature_map(bundle, shown.trace, rows, position)
     name = f"{bundle.name}-{'text' if shown.own else shown.document_id.replace('/', '-')}"
     text_extras.downloads(bundle, shown.trace, name, by=by)

@@ -112,11 +112,11 @@ def _table(scene: Scene, found: Attribution) -> None:
             "on": [scene.names[p] for p in found.strongest[:k]],
         }
     )
-    number = {"format": "%+.3f", "width": 86}
+    number = {"format": "%+.3f", "width": 82}
     config = {
         "feature": st.column_config.NumberColumn("Feature", format="%d", width=64),
-        "label": st.column_config.TextColumn("Label", width=172),
-        "on": st.column_config.TextColumn("Strongest on", width=104, help="The token up to this one on which it fires most strongly."),
+        "label": st.column_config.TextColumn("Label", width=262),
+        "on": st.column_config.TextColumn("Strongest on", width=96, help="The token up to this one on which it fires most strongly."),
         "estimate": st.column_config.NumberColumn("Estimate", help=ESTIMATE_HELP, **number),
         "here": st.column_config.NumberColumn("… of it here", help=HERE_HELP, **number),
         "direct": st.column_config.NumberColumn("Direct", help=DIRECT_HELP, **number),

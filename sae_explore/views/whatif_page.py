@@ -18,7 +18,8 @@ TOOLS = {"change": "Change", "borrow": "Borrow", "steer": "Steer", "explain": "E
 ABOUT = {
     "change": "Switch the feature off, set it or amplify it while the model reads the text, and see which words it expects next instead.",
     "borrow": "Give the feature, in this text, the activations that it has in another one: does what the model expects come along?",
-    "steer": "Let the model write on from a beginning, once as it is and once with the feature pushed at every word.",
+    "steer": "Let the model write on from a beginning of its own, once as it is and once with the feature pushed at every word. The text "
+    "above plays no part here.",
     "explain": "Which features, at this word and before it, does the model's next word rest on?",
 }
 INTRO = (
