@@ -1,12 +1,18 @@
 """Builds killed with SIGKILL, one process after the other: python killed_builds.py CACHE MODEL TEXTS CONTEXT
 
-Prints a line per process: the signal that ended it or its exit status, and the bundles that a reader sees then.
+Prints a line per process: the signal that ended it or its exit status, and the bundles that a reader sees then. Here the moments are
+chosen; `soak/crashes.py` kills at random ones, with what is here. A process is forked from this one, which has imported everything that
+takes long, and works with few texts in several blocks, shards and checkpoints all the same.
 """
+
+from __future__ import annotations
 
 import functools
 import os
 import signal
 import sys
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -17,17 +23,42 @@ from sae_explore import build_stages, bundle_files, collect
 from sae_explore.build import BuildRequest, build
 
 torch.set_num_threads(1)
-cache, model, texts, context = Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4])
-collect.BLOCK_TOKENS = 600
-build_stages.residual_blocks = functools.partial(build_stages.residual_blocks, block_tokens=600)
-build_stages.train_topk = functools.partial(build_stages.train_topk, checkpoint_every=7)
-REQUEST = BuildRequest(
-    "b", model, "blocks.1.hook_resid_post", texts=(texts,), latents=32, k=3, epochs=20, batch_tokens=300, context=context
-)
+
+
+def small_steps() -> None:
+    """Several blocks and checkpoints although the corpus is tiny."""
+    collect.BLOCK_TOKENS = 600
+    build_stages.residual_blocks = functools.partial(build_stages.residual_blocks, block_tokens=600)
+    build_stages.train_topk = functools.partial(build_stages.train_topk, checkpoint_every=7)
+
+
+def training(name: str, model: str, texts: str, context: int, **options) -> BuildRequest:
+    """A build that trains an SAE of 32 latents in a second or two."""
+    options = {"hook": "blocks.1.hook_resid_post", "latents": 32, "k": 3, "epochs": 20, "batch_tokens": 300, **options}
+    return BuildRequest(name, model, texts=(texts,), context=context, **options)
+
+
+def forked(run: Callable[[], object]) -> int:
+    """Run a function in a process of its own, which ends with it and tidies nothing up; its number."""
+    child = os.fork()
+    if not child:
+        try:
+            run()
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(1)
+    return child
 
 
 def die(*_: object) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def how(status: int) -> str:
+    """What `os.waitpid` says, in words."""
+    return f"signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else f"exit {os.WEXITSTATUS(status)}"
 
 
 def at(stage: str, part: str, share: float = 0.0):
@@ -48,25 +79,29 @@ def after(module, name: str, when=lambda *_: True):
     return lambda: setattr(module, name, call)
 
 
-def attempt(*, report=None, patch=lambda: None) -> None:
-    child = os.fork()
-    if not child:
-        patch()
-        build(REQUEST, cache=cache, report=report)
-        os._exit(0)
-    _, status = os.waitpid(child, 0)
-    ended = f"signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else f"exit {os.WEXITSTATUS(status)}"
-    print(ended, *bundle_files.bundle_names(cache), flush=True)
+def main(cache: Path, model: str, texts: str, context: int) -> None:
+    """Kill one build in each stage and between the steps of publishing, and let it end."""
+
+    def attempt(*, report=None, patch=lambda: None) -> None:
+        def run() -> None:
+            patch()
+            build(training("b", model, texts, context), cache=cache, report=report)
+
+        print(how(os.waitpid(forked(run), 0)[1]), *bundle_files.bundle_names(cache), flush=True)
+
+    small_steps()
+    attempt(report=at("tokens", "reading"))
+    attempt(report=at("sae", "residuals", 0.5))
+    attempt(report=at("sae", "epoch", 0.5))
+    attempt(patch=after(build_stages, "save_sae"))
+    attempt(report=at("store", "texts", 0.5))
+    attempt(report=at("store", "ordering", 0.1))
+    attempt(report=at("features", "labels"))
+    attempt(patch=after(build_module, "complete_manifest"))
+    attempt(patch=after(os, "replace", lambda _, target: Path(target).name.startswith("g-")))  # moved, but not yet named by a manifest
+    attempt(patch=after(os, "replace", lambda _, target: target == cache / "b" / "manifest.json"))
+    attempt()
 
 
-attempt(report=at("tokens", "reading"))
-attempt(report=at("sae", "residuals", 0.5))
-attempt(report=at("sae", "epoch", 0.5))
-attempt(patch=after(build_stages, "save_sae"))
-attempt(report=at("store", "texts", 0.5))
-attempt(report=at("store", "ordering", 0.1))
-attempt(report=at("features", "labels"))
-attempt(patch=after(build_module, "complete_manifest"))
-attempt(patch=after(os, "replace", lambda _, target: Path(target).name.startswith("g-")))  # moved, but not yet named by a manifest
-attempt(patch=after(os, "replace", lambda _, target: target == cache / "b" / "manifest.json"))
-attempt()
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4]))

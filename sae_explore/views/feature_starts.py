@@ -31,7 +31,7 @@ a:focus-visible { outline: 2px solid var(--st-primary-color); }
 .name a { color: var(--st-link-color); font-weight: 600; }
 .ok { color: rgba(128,128,128,.95); margin-left: .35rem; cursor: help; }
 .note { color: rgba(128,128,128,1); font-size: .85rem; line-height: 1.4; }
-.example { color: var(--st-text-color); overflow-wrap: anywhere; white-space: pre-wrap; }
+.example { color: var(--st-text-color); overflow-wrap: anywhere; white-space: pre-wrap; unicode-bidi: plaintext; }
 .t { border-radius: 3px; padding: 1px 0; }
 .pk { box-shadow: inset 0 -2px 0 var(--st-primary-color); font-weight: 600; }
 .cut, .mark, .code { color: rgba(128,128,128,.9); }

@@ -16,14 +16,14 @@ from sae_explore import spans
 _CSS = """
 :host { display: block; }
 .run { line-height: 1.95; font-size: 1.02rem; overflow-wrap: anywhere; white-space: pre-wrap;
-       font-family: var(--st-font); color: var(--st-text-color); }
+       font-family: var(--st-font); color: var(--st-text-color); unicode-bidi: plaintext; }
 .t { border-radius: 3px; padding: 2px 0; cursor: pointer; }
 .t:hover { outline: 1px solid var(--st-primary-color); }
 .t:focus { outline: none; }
 .t:focus-visible { outline: 2px solid var(--st-primary-color); }
 .ig { color: rgba(128,128,128,.8); font-style: italic; cursor: help; }
 .mark { color: rgba(128,128,128,.8); font-size: .8em; }
-.code { color: rgba(128,128,128,.95); font-family: var(--st-code-font); font-size: .78em; padding: 0 1px; }
+.code { color: rgba(128,128,128,.95); font-family: var(--st-code-font); font-size: .78em; padding: 0 1px; unicode-bidi: isolate; }
 .on { box-shadow: 0 0 0 2px var(--st-primary-color); }
 """ + spans.colours()
 
