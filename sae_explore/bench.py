@@ -23,7 +23,7 @@ from sae_explore.activation_shards import MemoryActivations
 from sae_explore.activation_store import StoreWriter
 from sae_explore.bench_data import random_gpt2, random_sae, synthetic_bundle
 from sae_explore.bundle import Bundle
-from sae_explore.collect import residual_blocks
+from sae_explore.collect import batch_tokens, residual_blocks
 from sae_explore.encoding import trace_text, training_dtype, write_block
 from sae_explore.model import LanguageModel
 from sae_explore.types import HookPoint
@@ -123,7 +123,7 @@ def _store_build(results: Results, model: LanguageModel, latents: int, *, tokens
     eager = random_gpt2(HOOK, attention="eager", width=WIDTH)
 
     def limit() -> None:
-        for batch in length_batches(windows, 32, 8_192):
+        for batch in length_batches(windows, 32, batch_tokens(model.device)):
             rows = eager.residual(eager.window_ids(batch, ids_of, bos=True))
             _ = rows.view(-1, eager.d_model) @ sae.W_enc
 

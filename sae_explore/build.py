@@ -20,6 +20,7 @@ from pathlib import Path
 
 from sae_explore.bundle_files import SCHEMA, alone, check_name, complete_manifest, default_cache, switch, write_json
 from sae_explore.errors import ExploreError, InputError
+from sae_explore.memory import keep_freed
 from sae_explore.types import HookPoint
 
 Report = Callable[[str, str, float | None], None]
@@ -183,6 +184,7 @@ def build(request: BuildRequest, *, cache: Path | None = None, force: bool = Fal
 
     request, cache = request.checked(), cache or default_cache()
     report = report or (lambda _stage, _text, _share: None)
+    keep_freed()
     busy = f"bundle {request.name!r} is being built already; wait until that has ended, or choose another name"
     with _readable_failures(request), alone(work_folder(cache, request.name), busy):
         report(STAGES[0], "looking at what is there", None)

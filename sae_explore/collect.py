@@ -20,7 +20,9 @@ from sae_explore.windows import blocks_of_documents, length_batches, windows_of
 
 SINK_FACTOR = 5.0
 BLOCK_TOKENS = 16_384  # documents are worked on in blocks of about this many tokens
-MAX_BATCH_TOKENS = 8_192
+# Padded tokens in a forward batch. On a CPU the activations of about a thousand stay in its caches: GPT-2 reads a fifth to a quarter
+# faster than in batches of four thousand. A GPU wants many.
+MAX_BATCH_TOKENS, MAX_BATCH_TOKENS_GPU = 1_024, 8_192
 
 
 def capacity_of(context: int, *, bos: bool) -> int:
@@ -51,11 +53,16 @@ def residual_blocks(
         starts = np.concatenate([[0], np.cumsum(lengths[first:last])])
         out = torch.zeros(int(starts[-1]), model.d_model, device=model.device)
         windows = [w for d in range(first, last) for w in windows_of(lengths[d], capacity, document=d, overlap=overlap)]
-        for batch in length_batches(windows, batch_rows, MAX_BATCH_TOKENS):
+        for batch in length_batches(windows, batch_rows, batch_tokens(model.device)):
             for window, rows in model.window_residuals(batch, ids_of, bos=bos, autocast=autocast):
                 at = int(starts[window.document - first])
                 out[at + window.keep : at + window.stop] = rows
         yield first, last, out
+
+
+def batch_tokens(device: torch.device) -> int:
+    """Padded tokens that a device reads best at once."""
+    return MAX_BATCH_TOKENS if device.type == "cpu" else MAX_BATCH_TOKENS_GPU
 
 
 def static_ignored(ids_of: Sequence[np.ndarray], special: np.ndarray, *, context: int, bos: bool, overlap: bool = True) -> np.ndarray:

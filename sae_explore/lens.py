@@ -57,7 +57,8 @@ def lens_matrix(unembedding: Unembedding, convention: str) -> torch.Tensor:
 def lens_tables(directions: torch.Tensor, unembedding: Unembedding, excluded: np.ndarray | None = None) -> dict[str, LensTable]:
     """Lens lists and statistics of directions (n, d_model) by convention. `excluded` (vocab,) bool: ids never listed (special, unused).
 
-    The cosine logits are the folded ones with each token's column scaled, so one matrix product gives both.
+    Kurtosis and histogram are of the folded logits alone; those of the others, which nobody looks at, are empty. The cosine logits are
+    the folded ones with each token's column scaled, so one matrix product gives both.
     """
     folded, raw = lens_matrix(unembedding, "folded"), lens_matrix(unembedding, "raw")
     scale = 1 / folded.norm(dim=0).clamp_min(1e-12)
@@ -65,8 +66,8 @@ def lens_tables(directions: torch.Tensor, unembedding: Unembedding, excluded: np
     for chunk in _chunks(directions, folded):
         logits = chunk @ folded
         parts["folded"].append(_rows(logits, excluded))
-        parts["cosine"].append(_rows(logits.mul_(scale), excluded))
-        parts["raw"].append(_rows(torch.mm(chunk, raw, out=logits), excluded))
+        parts["cosine"].append(_rows(logits.mul_(scale), excluded, shape=False))
+        parts["raw"].append(_rows(torch.mm(chunk, raw, out=logits), excluded, shape=False))
     return {convention: _joined(rows) for convention, rows in parts.items()}
 
 
@@ -96,17 +97,20 @@ def _joined(rows: list[LensTable]) -> LensTable:
     return LensTable(*(torch.cat(column).cpu().numpy() for column in zip(*rows, strict=True)))
 
 
-def _rows(logits: torch.Tensor, excluded: np.ndarray | None) -> LensTable:
+def _rows(logits: torch.Tensor, excluded: np.ndarray | None, *, shape: bool = True) -> LensTable:
     """The table, in tensors, of logits (n, vocab), which are unchanged afterwards."""
     mean = logits.mean(1, keepdim=True)
-    square = (logits - mean).square_()
-    variance = square.mean(1)
-    fourth = square.norm(dim=1).square() / logits.shape[1]
     low, high = logits.amin(1, keepdim=True), logits.amax(1, keepdim=True)
-    scale = LOGIT_BINS / (high - low).clamp_min(1e-12)
-    bins = torch.sub(logits, low, out=square).mul_(scale).long().clamp_(0, LOGIT_BINS - 1)
-    one = torch.ones(1, 1, dtype=torch.int32, device=logits.device).expand_as(bins)
-    histogram = one.new_zeros(len(logits), LOGIT_BINS).scatter_add_(1, bins, one)
+    if shape:
+        square = (logits - mean).square_()
+        variance = square.mean(1)
+        kurtosis = square.norm(dim=1).square() / logits.shape[1] / variance.square().clamp_min(1e-24) - 3
+        bins = torch.sub(logits, low, out=square).mul_(LOGIT_BINS / (high - low).clamp_min(1e-12)).long().clamp_(0, LOGIT_BINS - 1)
+        one = torch.ones(1, 1, dtype=torch.int32, device=logits.device).expand_as(bins)
+        histogram = one.new_zeros(len(logits), LOGIT_BINS).scatter_add_(1, bins, one)
+    else:
+        variance = (logits.norm(dim=1).double().square() / logits.shape[1] - mean[:, 0].double().square()).clamp_min(0).float()
+        kurtosis, histogram = logits.new_zeros(0), logits.new_zeros(0, LOGIT_BINS)
     hidden = torch.from_numpy(np.flatnonzero(excluded) if excluded is not None else np.empty(0, np.int64)).to(logits.device)
     kept = logits[:, hidden]  # few: hiding them in place spares two copies of all logits
     logits[:, hidden] = -torch.inf
@@ -120,8 +124,8 @@ def _rows(logits: torch.Tensor, excluded: np.ndarray | None) -> LensTable:
         down.indices.int(),
         down.values.half(),
         variance.sqrt(),
-        fourth / variance.square().clamp_min(1e-24) - 3,
-        histogram,
+        kurtosis,
+        histogram.int(),
         low[:, 0],
         high[:, 0],
     )

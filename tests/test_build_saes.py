@@ -60,7 +60,7 @@ def residuals(gpt2_folder):
 def check(bundle, manifest, equations, residuals, depth: int, *, center: bool = False) -> int:
     """Every short document of the store against the format's equations; how many there were."""
     bos, window, checked = manifest["bos"], manifest["context"], 0
-    for i, (dense, text) in enumerate(zip(dense_store(bundle), bundle.documents["text"].to_pylist(), strict=True)):
+    for i, (dense, text) in enumerate(zip(dense_store(bundle), map(bundle.document_text, range(bundle.n_documents)), strict=True)):
         if len(dense) + bos > window:
             continue
         x = residuals(text, depth, bos=bos, window=window)

@@ -160,11 +160,8 @@ def stored_choice(bundle: Bundle, name: str, side: Side | None, label: str) -> N
 
 def _options(bundle: Bundle, side: Side | None) -> dict[str, str]:
     """Ids of stored texts with what the list shows of them."""
-    import pyarrow.compute as pc
-
-    table = bundle.documents.slice(0, _LISTED)
-    heads = pc.utf8_slice_codeunits(table["text"], 0, _HEAD).to_pylist()
-    found = {i: f"{i}  {spans.plain(head)}" for i, head in zip(table["id"].to_pylist(), heads, strict=True)}
+    ids = bundle.documents["id"].slice(0, _LISTED).to_pylist()
+    found = {i: f"{i}  {spans.plain(bundle.document_text(row)[:_HEAD])}" for row, i in enumerate(ids)}
     if side is not None and side.document is not None:
         found.setdefault(side.document, side.document)
     return found
