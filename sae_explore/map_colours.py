@@ -32,13 +32,12 @@ class Colours:
 
 def choices(bundle: Bundle) -> dict[str, tuple[str, str]]:
     """What can be chosen: (title, what it says) by name."""
-    found = {
-        "density": ("How often it fires", "Density: the share of tokens on which the feature fires, on a log scale."),
-        "max": ("Maximum", "Strongest activation on this bundle's texts, in the SAE's own units, on a log scale."),
-    }
+    found = {}
     if len(bundle.categories) > 1:
         said = "The kind of text in which the feature fires most often a token: large kinds have no advantage."
         found["category"] = ("Kind of text", said)
+    found["density"] = ("How often it fires", "Density: the share of tokens on which the feature fires, on a log scale.")
+    found["max"] = ("Maximum", "Strongest activation on this bundle's texts, in the SAE's own units, on a log scale.")
     found["kind"] = ("What the label names", "Which property the automatic label is about.")
     found["confidence"] = ("Confidence", "Share of examples, strong and weak ones, for which the automatic label holds.")
     return found | {f"score_{name}": (SCORES[name].title, SCORES[name].explained) for name in known_scores(bundle)}

@@ -18,6 +18,7 @@ INTRO = {
 def render(bundle: Bundle) -> None:
     """Draw the page."""
     compare_sides.take_link(bundle)
+    st.space(4)  # a title in a row has no room above it
     with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center"):
         st.title("Compare", anchor=False, width="content")
         mode = st.segmented_control(

@@ -106,7 +106,7 @@ def _controls(bundle: Bundle, current: tuple[str, TextTrace] | None) -> tuple[st
             help=f"The {_STRONGEST} features that fire most strongly, for what they can reach, on {current[0]}.",
             **_STAY,
         )
-    return choice if choice in choices else "density", (query or "").strip(), marked
+    return choice if choice in choices else next(iter(choices)), (query or "").strip(), marked
 
 
 def _listed(bundle: Bundle, frame: pd.DataFrame, query: str) -> np.ndarray | None:
