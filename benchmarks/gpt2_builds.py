@@ -15,7 +15,6 @@ import contextlib
 import gzip
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -38,7 +37,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from hub_server import HubServer  # noqa: E402
 from sae_layouts import OLD_CONFIG, save_json  # noqa: E402
 
-from benchmarks.inputs import GPT2_TOKENIZER, _substitute_tokenizer  # noqa: E402
+from benchmarks.inputs import write_tokenizer  # noqa: E402
 from sae_explore import model_sources, sae_names  # noqa: E402
 from sae_explore.embedded import embedded_rows  # noqa: E402
 from sae_explore.model import load_model  # noqa: E402
@@ -185,11 +184,7 @@ def _write_hub(hub: Path, corpora: Path, *, half: bool) -> None:
     torch.manual_seed(0)
     net = GPT2LMHeadModel(GPT2Config())
     (net.half() if half else net).save_pretrained(model)
-    if GPT2_TOKENIZER.is_dir():
-        for path in GPT2_TOKENIZER.iterdir():
-            shutil.copy(path, model)
-    else:
-        _substitute_tokenizer().save_pretrained(model)
+    write_tokenizer(model)
     _write_sae(saes / HOOK, model)
     for path, commit in ((model, model_sources._PINNED[model_sources.GPT2]), (saes, sae_names.PINNED[sae_names.GPT2_SAES])):
         (path / ".commit").write_text(commit)

@@ -94,15 +94,8 @@ def _write_model(folder: Path, setup: Setup, tokenizer: Path) -> str:
     """A random GPT-2 with GPT-2's vocabulary where its files are there, else with a substitute; says which."""
     hf_logging.disable_progress_bar()
     folder.mkdir(parents=True)
-    if tokenizer.is_dir():
-        for path in tokenizer.iterdir():
-            shutil.copyfile(path, folder / path.name)
-        size, named = len(load_tokenizer(folder)), "GPT-2's own"
-    else:
-        log.warning("GPT-2's vocabulary is not in %s; a byte-level BPE trained on the embedded corpus takes its place", tokenizer)
-        fast = _substitute_tokenizer()
-        fast.save_pretrained(folder)
-        size, named = len(fast), "substitute: byte-level BPE trained on the embedded corpus"
+    named = write_tokenizer(folder, tokenizer)
+    size = len(load_tokenizer(folder))
     bos = load_tokenizer(folder).convert_tokens_to_ids(BOS)
     torch.manual_seed(setup.seed)
     config = GPT2Config(
@@ -115,6 +108,17 @@ def _write_model(folder: Path, setup: Setup, tokenizer: Path) -> str:
     )
     GPT2LMHeadModel(config).eval().save_pretrained(folder)
     return named
+
+
+def write_tokenizer(folder: Path, tokenizer: Path = GPT2_TOKENIZER) -> str:
+    """GPT-2's vocabulary where its files are there, else a substitute; says which."""
+    if tokenizer.is_dir():
+        for path in tokenizer.iterdir():
+            shutil.copyfile(path, folder / path.name)
+        return "GPT-2's own"
+    log.warning("GPT-2's vocabulary is not in %s; a byte-level BPE trained on the embedded corpus takes its place", tokenizer)
+    _substitute_tokenizer().save_pretrained(folder)
+    return "substitute: byte-level BPE trained on the embedded corpus"
 
 
 def _substitute_tokenizer() -> PreTrainedTokenizerFast:

@@ -250,7 +250,10 @@ def test_failures_of_the_hub_are_one_sentence(ask):
         "hf:user/big?split=test&column=n": ("InputError", "column 'n' of test.parquet holds int64, not text"),
         "hf:fancyzhx/ag_news?config=other": ("SourceError", "cannot be read from the Hub: BuilderConfig 'other' not found"),
         "hf:wikimedia/wikipedia": ("SourceError", "20231101.de"),
-        "hf:fancyzhx/ag_news?revision=v7": ("SourceError", "data set fancyzhx/ag_news cannot be read from the Hub: it has no such revision"),
+        "hf:fancyzhx/ag_news?revision=v7": (
+            "SourceError",
+            "data set fancyzhx/ag_news cannot be read from the Hub: it has no such revision",
+        ),
         "hf:user/scripted": ("SourceError", "try revision=refs/convert/parquet"),
         "hf:user/archive": ("SourceError", "'train.arrow' is of no type that is read here"),
     }
