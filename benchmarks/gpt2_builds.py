@@ -24,7 +24,6 @@ from collections.abc import Iterator
 from itertools import cycle, islice
 from pathlib import Path
 
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -132,11 +131,10 @@ def _measure(name: str, environment: dict[str, str], *, half: bool) -> dict:
     stages: dict[str, float] = {}
     reader = threading.Thread(target=_follow, args=(build.stdout, started, stages), daemon=True)
     reader.start()
-    process = psutil.Process(build.pid)
     while build.poll() is None:
-        with contextlib.suppress(psutil.Error):  # it may have ended meanwhile
-            peak = max(peak, process.memory_full_info().uss)
-        time.sleep(0.5)
+        with contextlib.suppress(OSError, StopIteration):  # it may have ended meanwhile
+            peak = max(peak, _anonymous(build.pid))
+        time.sleep(0.2)
     reader.join()
     seconds = time.perf_counter() - started
     if build.returncode:
@@ -163,6 +161,12 @@ def _measure(name: str, environment: dict[str, str], *, half: bool) -> dict:
         "bundle on disk, MB": sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) / 1e6,
         **json.loads(done.stdout.splitlines()[-1]),
     }
+
+
+def _anonymous(process: int | str) -> int:
+    """Bytes of a process's memory that the kernel cannot take back: without the pages of mapped files."""
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
 
 
 def _follow(lines, started: float, stages: dict[str, float]) -> None:

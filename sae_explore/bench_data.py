@@ -119,11 +119,17 @@ def synthetic_bundle(folder: Path, *, latents: int, tokens: int, k: int = 32, d_
         "median_norm": 1.0,
         "sae": {"architecture": "topk", "d_in": d_in, "d_sae": latents, "k": k, "normalise": "none", "source": "", "notes": []},
         "train": None,
-        "corpus": {"documents": documents, "tokens": tokens, "categories": list(_CATEGORIES), "category_share": {}}
+        "corpus": {
+            "documents": documents,
+            "tokens": tokens,
+            "categories": list(_CATEGORIES),
+            "category_share": dict.fromkeys(_CATEGORIES, 0.25),
+        }
         | {key: [] for key in ("texts", "sources", "train_sources", "notes")},
         "lens": {
             "default": "folded",
             "conventions": list(CONVENTIONS),
+            "agreement": dict.fromkeys(CONVENTIONS, 0.0),
             "random": {"directions": 0, "strength": 0.0, "top_logit": dict.fromkeys(CONVENTIONS, 0.0)},
         },
         "features": {"dead": 0, "dense": 1, "dense_above": 0.1, "counted_tokens": tokens, "l0": float(k), "kinds": {}},
@@ -169,11 +175,10 @@ def _write_feature_arrays(out: Path, rng: np.random.Generator, latents: int, tot
         "folded.high": np.ones(latents, np.float32),
     }
     write_tensors(out / bundle_module.LENS_FILE, lens)
-    numbers = {
-        n: rng.random(latents).astype(np.float32) for n in ("mean", "std", "skew", "kurtosis", "strength", "strength_ratio", "confidence")
-    }
+    names = ("mean", "std", "skew", "kurtosis", "strength", "strength_ratio", "lens_kurtosis", "decoder_norm", "confidence")
+    numbers = {name: rng.random(latents).astype(np.float32) for name in names}
     counted = max(int(totals.count.max()) * 2, 1)
-    words = {n: [f"{n} {i}" for i in range(latents)] for n in ("peak_token", "lens_tokens", "label", "label_kind")}
+    words = {n: [f"{n} {i}" for i in range(latents)] for n in ("peak_token", "lens_tokens", "label")} | {"label_kind": ["token"] * latents}
     pq.write_table(
         pa.table(
             {

@@ -40,7 +40,8 @@ _LARGE = 1 << 25  # files below are hashed in each process that opens the bundle
 _DOCUMENTS = {"id": "text", "source": "text", "category": "text"}  # and the texts themselves, which stay in the file
 _FEATURES = {
     **dict.fromkeys(("feature", "count"), "whole"),
-    **dict.fromkeys(("density", "max", "mean", "std", "skew", "kurtosis", "strength", "strength_ratio", "confidence"), "real"),
+    **dict.fromkeys(("density", "max", "mean", "std", "skew", "kurtosis", "confidence"), "real"),
+    **dict.fromkeys(("strength", "strength_ratio", "lens_kurtosis", "decoder_norm"), "real"),
     **dict.fromkeys(("peak_token", "lens_tokens", "label", "label_kind"), "text"),
 }
 

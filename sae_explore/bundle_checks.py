@@ -106,6 +106,7 @@ FACTS: Mapping[str, Kind] = {
     "lens": {
         "default": _text,
         "conventions": _each(_text),
+        "agreement": _table(_number),
         "random": {"directions": _count, "strength": _number, "top_logit": _table(_number)},
     },
     "features": {"dead": _count, "dense": _count, "dense_above": _positive, "counted_tokens": _count, "l0": _number, "kinds": _table(_count)},
@@ -132,8 +133,12 @@ def check_facts(manifest: dict, name: str) -> None:
     """BundleError naming the first fact of a manifest that is missing, or of another kind than the pages need."""
     where = _wrong(manifest, FACTS)
     lens = manifest["lens"] if where is None else {}
-    if where is None and not {"folded", lens["default"]} <= set(lens["conventions"]) <= set(lens["random"]["top_logit"]):
+    if where is None and not {"folded", lens["default"]} <= set(lens["conventions"]) <= set(lens["agreement"]) & set(
+        lens["random"]["top_logit"]
+    ):
         where = "lens.conventions"
+    if where is None and not set(manifest["corpus"]["categories"]) <= set(manifest["corpus"]["category_share"]):
+        where = "corpus.category_share"
     if where is not None:
         raise BundleError(f"the {MANIFEST} of bundle {name!r} has no usable {where}; {AGAIN}")
 

@@ -254,6 +254,20 @@ def test_contents_that_do_not_fit_together_are_refused_when_the_bundle_is_opened
     assert str(caught.value).endswith("build it again with --force, or fetch it again where it came from")
 
 
+@pytest.mark.parametrize("place", [("corpus", "category_share"), ("lens", "agreement"), ("lens", "random", "top_logit")])
+def test_a_table_of_the_manifest_that_lacks_an_entry_is_refused(tiny_cache, tmp_path, place):
+    """A page would ask for it."""
+    bundle = copied(tiny_cache / "tiny", tmp_path / "copy")
+    manifest = read_manifest(bundle)
+    table = manifest
+    for key in place:
+        table = table[key]
+    table.popitem()
+    rewrite(bundle, manifest)
+    with pytest.raises(BundleError, match="has no usable " + (r"corpus\.category_share" if place[0] == "corpus" else r"lens\.conventions")):
+        Bundle(bundle)
+
+
 @pytest.mark.parametrize("file", FILES[:1] + FILES[7:8] + FILES[9:])
 def test_a_manifest_that_leaves_a_file_out_is_refused(tiny_cache, tmp_path, file):
     """Such a file would not be hashed."""
