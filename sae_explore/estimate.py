@@ -43,7 +43,7 @@ _HUB_TEXT, _HUB_TEXTS = 1_000, 1_000  # characters of a text, and texts, where n
 _DIVERSE_CHARACTERS = {"news": 240, "reviews": 1_300, "science": 950, "encyclopedia": 1_700}  # of a text, on average
 _FIRING = 60  # latents active on a token of a published SAE that is no TopK SAE (published: 10 to 70)
 _BASE_MEMORY = 700 << 20  # Python, PyTorch and transformers
-_BLOCK, _LOGITS = 16_384, 2_048  # tokens worked on at once: residuals, and predictions
+_BLOCK, _LOGITS = 16_384, 512  # tokens worked on at once: residuals, and predictions
 _MEASURED_EVERY = 600  # seconds: how busy the machine is changes
 _BUFFER_ROWS = 524_288  # residuals held at once while training
 

@@ -22,6 +22,7 @@ from sae_explore.splice import logits_from, next_token_losses
 from sae_explore.windows import length_batches, windows_of
 
 VARIANTS = ("clean", "sae", "zero", "mean")
+_LOGIT_TOKENS = 512  # predicted at once: with GPT-2's vocabulary 100 MB of logits, and as much again for their softmax
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ def evaluate_losses(
         chosen.append(window)
         total += window.length
     lead = int(bos)
-    for batch in length_batches(chosen, 16, 2_048):
+    for batch in length_batches(chosen, 16, _LOGIT_TOKENS):
         ids = model.window_ids(batch, ids_of, bos=bos).to(model.device)
         residual = model.residual(ids)
         counted = torch.zeros_like(ids, dtype=torch.bool)
