@@ -14,7 +14,6 @@ from sae_explore.activation_store import STORE_FILE, StoreWriter
 from sae_explore.bundle import Bundle
 from sae_explore.bundle_checks import CROSS_ENTROPIES
 from sae_explore.bundle_files import publish
-from sae_explore.document_texts import GROUP
 from sae_explore.feature_stats import COACTIVE, EXAMPLE_INTERVALS, HISTOGRAM_BINS, PER_INTERVAL, RANDOM_EXAMPLES, TOP_EXAMPLES
 from sae_explore.feature_table import NEIGHBOURS
 from sae_explore.lens import CONVENTIONS, LENS_TOP, LOGIT_BINS
@@ -89,7 +88,6 @@ def synthetic_bundle(folder: Path, *, latents: int, tokens: int, k: int = 32, d_
     pq.write_table(
         pa.table({"id": [f"d/{i}" for i in range(documents)], "source": ["synthetic"] * documents, "category": categories, "text": texts}),
         out / bundle_module.DOCUMENTS_FILE,
-        row_group_size=GROUP,
     )
     write_tensors(
         out / bundle_module.TOKENS_FILE,

@@ -20,7 +20,6 @@ from sae_explore.build_context import TRAIN_DOCUMENTS, Context, tokenized, train
 from sae_explore.collect import capacity_of, collect_activations, ignored_rows, residual_blocks, static_ignored
 from sae_explore.dataset import load_texts
 from sae_explore.diagnosis import warnings_for
-from sae_explore.document_texts import GROUP
 from sae_explore.errors import InputError
 from sae_explore.evaluation import EVALUATED_TOKENS, evaluate
 from sae_explore.feature_table import build_features
@@ -46,7 +45,7 @@ def stage_texts(context: Context) -> dict:
     explored = load_texts(request.store_texts or request.texts, max_texts=request.max_texts, seed=request.seed, report=say)
     if not explored.documents:
         raise InputError(f"the texts {', '.join(request.store_texts or request.texts)} hold nothing to read")
-    pq.write_table(_table(explored.documents), context.out / bundle.DOCUMENTS_FILE, compression="zstd", row_group_size=GROUP)
+    pq.write_table(_table(explored.documents), context.out / bundle.DOCUMENTS_FILE, compression="zstd")
     notes, sources = list(explored.notes), [asdict(s) for s in explored.sources]
     train_sources = sources
     if not request.sae:

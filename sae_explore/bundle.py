@@ -37,7 +37,7 @@ _ARRAYS = ("max", "histogram", "categories", *(f"coactive_{c}" for c in ("featur
            *(f"{side}_{what}" for side in ("decoder", "encoder") for what in ("neighbours", "cosines")))  # fmt: skip
 CONTEXT_BEFORE, CONTEXT_AFTER = 20, 12  # tokens of an example around its peak
 _LARGE = 1 << 25  # files below are hashed in each process that opens the bundle (32 MB take 20 ms), larger ones once (see `hash_record`)
-_DOCUMENTS = {"id": "text", "source": "text", "category": "text"}  # and the texts themselves, which stay in the file
+_DOCUMENTS = {"id": "text", "source": "text", "category": "text", "text": "text"}
 _FEATURES = {
     **dict.fromkeys(("feature", "count"), "whole"),
     **dict.fromkeys(("density", "max", "mean", "std", "skew", "kurtosis", "confidence"), "real"),
@@ -71,7 +71,7 @@ class Bundle:
 
     def _read_files(self) -> None:
         """Tables into memory, arrays as maps; BundleError if one is missing or of another size."""
-        self.documents, self._documents, self._texts = self._document_table()
+        self.documents, self._documents = self._table(DOCUMENTS_FILE, _DOCUMENTS)
         self.features, self._features = self._table(FEATURES_FILE, _FEATURES, rows=self.d_sae)
         tokens = self._tensors(TOKENS_FILE, ("ids", "offsets", "char_ends", "ignored"))
         self.ids, self.doc_offsets = tokens["ids"], np.asarray(tokens["offsets"])
@@ -104,7 +104,6 @@ class Bundle:
         if any(len(a) != n for a in (self.ids, self.char_ends, self.ignored)) or not self._offsets_fit(n):
             raise BundleError(f"tokens and activations of bundle {self.name!r} do not fit together; {AGAIN}")
         check.columns(DOCUMENTS_FILE, self.documents, _DOCUMENTS)
-        check.texts(DOCUMENTS_FILE, self._texts)
         check.columns(FEATURES_FILE, self.features, _FEATURES)
         check.vocabulary(VOCABULARY_FILE, self.vocabulary)
         check.lens(LENS_FILE, self.lens, self.manifest["lens"]["conventions"], rows=self.d_sae, vocabulary=len(self.vocabulary))
@@ -130,26 +129,15 @@ class Bundle:
         found.own_labels = own
         return found
 
-    def _document_table(self):
-        """(table without the texts, its columns by name, the texts)."""
-        from sae_explore.document_texts import COLUMN, DocumentTexts
-
-        table, columns = self._table(DOCUMENTS_FILE, _DOCUMENTS, only=True)
-        try:
-            texts = DocumentTexts(self.files / DOCUMENTS_FILE)
-        except KeyError:
-            raise BundleError(f"{DOCUMENTS_FILE} of bundle {self.name!r} lacks {COLUMN}; {AGAIN}") from None
-        return table, columns, texts
-
-    def _table(self, name: str, columns: Collection[str], *, rows: int | None = None, only: bool = False):
-        """(table, its columns by name), with `only` no more than the named ones; BundleError if it cannot be read or lacks something."""
+    def _table(self, name: str, columns: Collection[str], *, rows: int | None = None):
+        """(table, its columns by name); BundleError if it cannot be read or lacks something."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         self._listed(name)
         pa.set_memory_pool(pa.system_memory_pool())  # Arrow's own keeps some 30 MB of what reading the tables took
         try:
-            table = pq.read_table(self.files / name, columns=list(columns) if only else None)
+            table = pq.read_table(self.files / name)
         except Exception as error:  # pyarrow raises many kinds for a damaged file
             raise BundleError(
                 f"{name} of bundle {self.name!r} cannot be read ({(str(error).splitlines() or [''])[0][:200]}); {AGAIN}"
@@ -228,7 +216,7 @@ class Bundle:
         return int(np.searchsorted(self.doc_offsets, token, side="right")) - 1
 
     def document_text(self, document: int) -> str:
-        return self._texts[document]
+        return self._documents["text"][document].as_py()
 
     def token_texts(self, document: int, start: int, stop: int) -> tuple[str, ...]:
         """Texts of the document's tokens start..stop (positions in the document)."""

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from sae_explore.activation_store import ActivationStore
-    from sae_explore.document_texts import DocumentTexts
     from sae_explore.tokens import Vocabulary
 
 _MAX_SIDE = 1 << 24  # latents, dimensions, tokens of a window
@@ -37,12 +36,6 @@ Kind = Callable[[object], bool] | Mapping[str, Any]
 
 def _text(value: object) -> bool:
     return isinstance(value, str)
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    import pyarrow.types as of
-
-    return of.is_string(kind) or of.is_large_string(kind)
 
 
 def _number(value: object) -> bool:
@@ -174,7 +167,7 @@ class Checks:
         import pyarrow.types as of
 
         fits = {
-            "text": _is_text,
+            "text": lambda kind: of.is_string(kind) or of.is_large_string(kind),
             "whole": of.is_integer,
             "real": lambda kind: of.is_floating(kind) or of.is_integer(kind),
         }
@@ -183,11 +176,6 @@ class Checks:
             if column is not None and (not fits[kind](column.type) or column.null_count):
                 wanted = {"text": "text", "whole": "whole numbers", "real": "numbers"}[kind]
                 raise self.refuse(file, f"holds {column.type} with {column.null_count} gaps as {name}, expected {wanted}")
-
-    def texts(self, file: str, texts: DocumentTexts) -> None:
-        """As `columns`, of texts that stay in their file."""
-        if not _is_text(texts.type) or texts.gaps:
-            raise self.refuse(file, f"holds {texts.type} with {texts.gaps} gaps as text, expected text")
 
     def kind(self, file: str, arrays: Mapping[str, np.ndarray], kinds: Mapping[str, tuple[str, int]]) -> None:
         """Each array's kind of numbers (numpy's letters) and number of dimensions."""
