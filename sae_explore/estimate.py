@@ -7,9 +7,9 @@ with blocks of P parameters and width d, up to a hook after `depth` blocks, in w
     encode           2 d L                                   L latents
     training step    2 d L + 500 k d                         the encoder's product; the sparse rest is bound by memory, not arithmetic
     a step's update  1000 L d                                Adam and the decoder's unit rows, whatever the batch
-    features         8 L d V + 1e9 L                         vocabulary of V tokens; the rest are examples and labels
+    features         7 L d V + 3.5e8 L                       vocabulary of V tokens; the rest are examples and labels
 
-The forward runs at about 0.65 of the bare product's rate (measured, see the README), and the factors 500 and 1000 are what the rest takes
+The forward runs at about 0.8 of the bare product's rate (measured, see the README), and the factors 500 and 1000 are what the rest takes
 in products' time on the machines it was measured on. All of it is good to about a factor of two.
 """
 
@@ -34,10 +34,10 @@ from sae_explore.text_specs import DIVERSE, EMBEDDED, HubSpec, diverse_specs, pa
 from sae_explore.types import HookPoint
 
 CHARACTERS_PER_TOKEN = 4.3  # of English, with vocabularies of some 50,000
-_FORWARD = 0.65  # of the bare product's rate
+_FORWARD = 0.8  # of the bare product's rate
 _SPARSE, _UPDATE = 500, 1_000  # see above
-_LENS = 8  # a (latent, vocabulary entry, dimension): three products, with their lists and statistics
-_LATENT = 1e9  # a latent: its examples are read and it is named, some five milliseconds on two cores
+_LENS = 7  # a (latent, vocabulary entry, dimension): two products, with the lists and statistics of three conventions
+_LATENT = 3.5e8  # a latent: its examples are read and it is named, some three milliseconds on two cores
 _FIXED = 1e12  # starting, loading the model twice and writing files: some five seconds on two cores
 _HUB_TEXT, _HUB_TEXTS = 1_000, 1_000  # characters of a text, and texts, where nothing says more
 _DIVERSE_CHARACTERS = {"news": 240, "reviews": 1_300, "science": 950, "encyclopedia": 1_700}  # of a text, on average

@@ -18,7 +18,7 @@ from sae_explore.model_sources import GPT2, SMOLLM2
 FACTS = ModelFacts("m", "m", layers=4, width=10, block_parameters=1_200, vocabulary=100, positions=128, here=True)
 REQUEST = BuildRequest("b", "m", "blocks.1.hook_resid_post", latents=50, k=2, epochs=3, context=20)
 MACHINE = Machine(rate=1e6, memory=1 << 40, disk=1 << 40)
-FORWARD = (2 * 1_200 + 4 * 20 * 10) * 2 / 0.65  # a token through two blocks
+FORWARD = (2 * 1_200 + 4 * 20 * 10) * 2 / 0.8  # a token through two blocks
 ENCODE = 2 * 10 * 50
 
 
@@ -27,12 +27,12 @@ def test_seconds_of_a_trained_sae():
     assert found.tokens == 100
     steps = 300 / 512
     sae = 100 * FORWARD + 300 * (ENCODE + 500 * 2 * 10) + steps * 1_000 * 50 * 10 + 1.5 * 100 * (FORWARD + ENCODE)
-    whole = 2 * (4 * 1_200 + 100 * 10) / 0.65
+    whole = 2 * (4 * 1_200 + 100 * 10) / 0.8
     expected = {
         "model": 1e6,
         "sae": sae / 1e6,
         "store": 100 * (FORWARD + ENCODE) / 1e6,
-        "features": 50 * (1e9 + 8 * 10 * 100 + 2 * 50 * 10) / 1e6,
+        "features": 50 * (3.5e8 + 7 * 10 * 100 + 2 * 50 * 10) / 1e6,
         "metrics": (100 * (FORWARD + ENCODE) + 100 * (2 * FORWARD + 4 * whole)) / 1e6,
     }
     assert found.seconds == pytest.approx(expected)
