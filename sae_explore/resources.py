@@ -255,7 +255,7 @@ def _shared_full(folder: Path):
         return _full(folder)
 
 
-@st.cache_resource(max_entries=2, show_spinner=False)
+@st.cache_resource(max_entries=4, show_spinner=False)
 def _lab_job(name: str, version: int) -> LabJob:
     return LabJob(_bundle(name, version), first=_job(name, version), load=_shared_full)
 

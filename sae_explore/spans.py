@@ -39,7 +39,7 @@ STYLE = """
 .sx.ex { display: grid; grid-template-columns: 3.6rem minmax(0,1fr); column-gap: .8rem; row-gap: .1rem; margin: 0; }
 .sx.ex .v { text-align: right; font-variant-numeric: tabular-nums; color: rgba(128,128,128,.95); padding: .32rem 0; font-size: .85rem; }
 .sx.ex .x { padding: .32rem 0; border-bottom: 1px solid rgba(128,128,128,.16); min-width: 0; }
-.sx.ex .c { color: rgba(128,128,128,.95); font-size: .78rem; margin-left: .5rem; white-space: nowrap; }
+.sx.ex .c { color: rgba(128,128,128,.95); font-size: .78rem; margin-left: .5rem; overflow-wrap: anywhere; }
 .sx.ex .go { color: inherit; opacity: .75; font-size: .78rem; margin-left: .5rem; white-space: nowrap; text-decoration: underline;
              text-decoration-color: rgba(128,128,128,.5); text-underline-offset: .18em; }
 .sx.ex .go:hover { opacity: 1; text-decoration-color: currentColor; }

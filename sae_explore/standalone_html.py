@@ -27,7 +27,8 @@ _STYLE = """
   :root { --page: #15171b; --ink: #e8e6e1; --grey: #a2a6ad; --line: #343840; --bar: #f07a2a; --cool: #7aa7dc; --link: #f7a164; }
 }
 body { margin: 0 auto; max-width: 72rem; padding: 1.5rem 1.2rem 4rem; background: var(--page); color: var(--ink);
-       font: 15px/1.55 system-ui, "Segoe UI", Roboto, "Noto Sans", sans-serif; overflow-wrap: anywhere; }
+       font: 15px/1.55 system-ui, "Segoe UI", Roboto, "Noto Sans", sans-serif; overflow-wrap: anywhere; tab-size: 2;
+       overflow-x: clip; } /* rows of tabs and stacked marks would make it wider than the window */
 h1 { font-size: 1.6rem; margin: 0 0 .3rem; } h2 { font-size: 1.3rem; margin: 0; } h3 { font-size: 1rem; margin: 1.4rem 0 .4rem; }
 a { color: var(--link); } article { border-top: 2px solid var(--line); margin-top: 2rem; padding-top: 1.2rem; }
 .grey { color: var(--grey); font-size: .88rem; margin: .1rem 0; } .own { white-space: pre-wrap; border-left: 3px solid var(--bar); padding-left: .8rem; }

@@ -80,7 +80,8 @@ def _feature(bundle: Bundle) -> int:
 def _also(bundle: Bundle, feature: int) -> list[int]:
     """Features that the session changes together with the chosen one."""
     asked = st.session_state.get("also_features", ())
-    return [f for f in dict.fromkeys(asked) if 0 <= f < bundle.d_sae and f != feature][:MOST]
+    known = (f for f in dict.fromkeys(asked) if isinstance(f, int) and 0 <= f < bundle.d_sae)  # a browser may send what was not offered
+    return [f for f in known if f != feature][:MOST]
 
 
 def _text(bundle: Bundle, feature: int) -> tuple[str, str | None, int | None]:
