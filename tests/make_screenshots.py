@@ -23,7 +23,7 @@ def main(folder: Path) -> None:
             page = context.new_page()
             page.goto(f"{app.url}/{page_path}{FEATURE if page_path.endswith('feature=') else ''}")
             page.get_by_role("heading", level=1).first.wait_for()
-            page.wait_for_timeout(3_000)  # charts draw themselves after the page has arrived
+            page.wait_for_timeout(8_000)  # charts draw themselves after the page has arrived
             page.screenshot(path=folder / file)
             context.close()
         browser.close()
