@@ -162,10 +162,6 @@ def soak(
     rng = random.Random(seed)
     names = sorted(p.parent.name for p in cache.glob("*/manifest.json"))
     opened = [open_bundle(name, cache=cache) for name in names]
-    for name in names:  # the models, once
-        with Visit(server.url) as visit:
-            visit.open("", bundle=name, text="A first text.")
-            visit.open("whatif", bundle=name, text="A first text.", feature="1")
     walks = [draw_walk(opened, texts, steps, rng) for _ in range(visitors)]
     expected = [alone(server.url, walk) for walk in walks]
     problems = [
