@@ -20,6 +20,7 @@ from sae_explore.bundle_files import AGAIN, MANIFEST, MAP_FILE, check_name, defa
 from sae_explore.curated import read_curated
 from sae_explore.errors import BundleError, InputError
 from sae_explore.feature_stats import NONE
+from sae_explore.parquet_table import read_table
 from sae_explore.tensor_file import read_tensors
 from sae_explore.tokens import Vocabulary, readable
 from sae_explore.types import Example, FeatureCard, FeatureRef, LensToken, TextTrace, TokenizedText
@@ -52,7 +53,7 @@ def open_bundle(name: str, *, cache: Path | None = None) -> Bundle:
 
 
 class Bundle:
-    """Read-only and shared by all threads: tables in memory, arrays memory-mapped."""
+    """Read-only and shared by all threads: small tables in memory, large ones and arrays memory-mapped."""
 
     def __init__(self, folder: Path):
         self.folder, self.name = folder, folder.name
@@ -70,7 +71,7 @@ class Bundle:
         self.own_labels: Mapping[int, str] = {}
 
     def _read_files(self) -> None:
-        """Tables into memory, arrays as maps; BundleError if one is missing or of another size."""
+        """Tables, and arrays as maps; BundleError if one is missing or of another size."""
         self.documents, self._documents = self._table(DOCUMENTS_FILE, _DOCUMENTS)
         self.features, self._features = self._table(FEATURES_FILE, _FEATURES, rows=self.d_sae)
         tokens = self._tensors(TOKENS_FILE, ("ids", "offsets", "char_ends", "ignored"))
@@ -131,13 +132,9 @@ class Bundle:
 
     def _table(self, name: str, columns: Collection[str], *, rows: int | None = None):
         """(table, its columns by name); BundleError if it cannot be read or lacks something."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
         self._listed(name)
-        pa.set_memory_pool(pa.system_memory_pool())  # Arrow's own keeps some 30 MB of what reading the tables took
         try:
-            table = pq.read_table(self.files / name)
+            table = read_table(self.files / name, scratch=self.files)
         except Exception as error:  # pyarrow raises many kinds for a damaged file
             raise BundleError(
                 f"{name} of bundle {self.name!r} cannot be read ({(str(error).splitlines() or [''])[0][:200]}); {AGAIN}"
@@ -248,8 +245,8 @@ class Bundle:
 
     def find_document(self, document_id: str) -> int | None:
         """Row of the document with this id, or None."""
-        found = np.flatnonzero(self.documents["id"].to_numpy(zero_copy_only=False) == document_id)
-        return int(found[0]) if len(found) else None
+        found = self._documents["id"].index(document_id).as_py()
+        return None if found < 0 else found
 
     # ---- features --------------------------------------------------------------------------------------------------
 

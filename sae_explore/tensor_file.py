@@ -111,6 +111,7 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
             if not 2 <= length <= min(_MAX_HEADER, size - 8):
                 raise BundleError(f"{path.name} is damaged: its header length does not fit the file")
             header = json.loads(file.read(length))
+            pages = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
     except OSError as error:
         raise BundleError(f"{path.name} cannot be read: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
@@ -118,35 +119,38 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
     if not isinstance(header, dict):
         raise BundleError(f"{path.name} is damaged: its header is no table of tensors")
     header.pop("__metadata__", None)
-    return {name: _read_one(path, name, entry, 8 + length, size) for name, entry in header.items()}
+    return {name: _read_one(pages, path.name, name, entry, 8 + length) for name, entry in header.items()}
 
 
 def release(array: np.ndarray) -> None:
     """Take the pages of a memory-mapped array out of this process's memory, which come back when they are read."""
-    while isinstance(array, np.ndarray):
-        array = array.base
-    if isinstance(array, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
-        array.madvise(mmap.MADV_DONTNEED)
+    pages = array
+    while isinstance(pages, np.ndarray):
+        pages = pages.base
+    if isinstance(pages, mmap.mmap) and array.flags.c_contiguous and hasattr(mmap, "MADV_DONTNEED"):
+        start = array.ctypes.data - np.ndarray(1, np.uint8, buffer=pages).ctypes.data
+        before = start % mmap.PAGESIZE
+        pages.madvise(mmap.MADV_DONTNEED, start - before, array.nbytes + before)
 
 
-def _read_one(path: Path, name: str, entry: object, base: int, size: int) -> np.ndarray:
+def _read_one(pages: mmap.mmap, file: str, name: str, entry: object, base: int) -> np.ndarray:
     try:
         dtype, shape = _TYPE_OF[entry["dtype"]], tuple(entry["shape"])
         start, stop = entry["data_offsets"]
         if any(type(n) is not int for n in (start, stop, *shape)):
             raise TypeError("sizes are whole numbers")
     except (KeyError, TypeError, ValueError) as error:
-        raise BundleError(f"{path.name} is damaged: the header of tensor {name[:60]!r} is not understood") from error
+        raise BundleError(f"{file} is damaged: the header of tensor {name[:60]!r} is not understood") from error
     if (
         min((start, *shape)) < 0
         or len(shape) > _MAX_DIMENSIONS
         or math.prod(max(n, 1) for n in shape) > _MAX_SIZE
         or stop - start != dtype.itemsize * math.prod(shape)
-        or base + stop > size
+        or base + stop > len(pages)
     ):
-        raise BundleError(f"{path.name} is damaged or cut short: tensor {name[:60]!r} does not fit the file")
+        raise BundleError(f"{file} is damaged or cut short: tensor {name[:60]!r} does not fit the file")
     if start == stop:
         return np.zeros(shape, dtype)
-    # Unaligned data (foreign files) is fine: numpy memory maps need no alignment of the file offset.
-    # As a plain array: np.memmap's own indexing is some ten times slower.
-    return np.memmap(path, dtype, "r", base + start, shape).view(np.ndarray)
+    # Plain arrays over one map of the file: np.memmap's own indexing is some ten times slower, and each one keeps a file open.
+    # Unaligned data (foreign files) is fine: numpy copies what it computes with.
+    return np.ndarray(shape, dtype, buffer=pages, offset=base + start)
