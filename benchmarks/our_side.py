@@ -21,8 +21,9 @@ from benchmarks.inputs import Setup, read_setup
 from sae_explore import build_stages, train
 from sae_explore.activation_shards import MemoryActivations
 from sae_explore.activation_store import STORE_FILE, ActivationStore
-from sae_explore.build import BuildRequest, Work
 from sae_explore.build_context import Context
+from sae_explore.build_request import BuildRequest
+from sae_explore.build_work import Work
 from sae_explore.bundle import EXAMPLES_FILE, TOKENS_FILE
 from sae_explore.errors import ExploreError
 from sae_explore.feature_stats import NONE, TOP_EXAMPLES

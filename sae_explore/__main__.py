@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from sae_explore import bundle_files, command_line, default_bundle, export
-from sae_explore.build import work_folder
+from sae_explore.build_work import work_folder
 from sae_explore.bundle import Bundle, open_bundle
 from sae_explore.bundle_checks import check_facts
 from sae_explore.errors import ExploreError, InputError

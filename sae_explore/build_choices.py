@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import urlencode
 
-from sae_explore.build import BuildRequest
+from sae_explore.build_request import BuildRequest
 from sae_explore.errors import InputError
 from sae_explore.hub import hub_problem
 from sae_explore.model_facts import ModelFacts

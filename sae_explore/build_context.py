@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import torch
 
 from sae_explore import bundle
-from sae_explore.build import BuildRequest, Report, Work
+from sae_explore.build_request import BuildRequest
+from sae_explore.build_work import Report, Work
 from sae_explore.dataset import is_held_out
 from sae_explore.errors import InputError
 from sae_explore.given_sae import read_given_sae

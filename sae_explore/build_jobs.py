@@ -25,8 +25,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
-from sae_explore.build import BuildRequest, work_folder
 from sae_explore.build_progress import CANCELLED, DONE, FAILED, RUNNING, is_alive, job_folder, process_mark, read_progress, write_end
+from sae_explore.build_request import BuildRequest
+from sae_explore.build_work import work_folder
 from sae_explore.bundle_files import MANIFEST, alone, check_name, write_json
 from sae_explore.errors import ExploreError, InputError
 from sae_explore.presets import PRESETS, request_for

@@ -16,9 +16,9 @@ from dataclasses import fields
 from typing import NoReturn
 
 from sae_explore import bundle_files, default_bundle
-from sae_explore.build import BuildRequest
 from sae_explore.build import build as run_build
 from sae_explore.build_progress import ProgressFile, job_folder
+from sae_explore.build_request import BuildRequest
 from sae_explore.bundle import Bundle, open_bundle
 from sae_explore.errors import ExploreError, InputError
 from sae_explore.presets import PRESETS, request_for

@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sae_explore.build import DEFAULT_HOOK, EVALUATED_TOKENS, LOSS_TOKENS, BuildRequest
+from sae_explore.build_request import DEFAULT_HOOK, EVALUATED_TOKENS, LOSS_TOKENS, BuildRequest
 from sae_explore.embedded import embedded_rows
 from sae_explore.memory import available_memory
 from sae_explore.model_facts import ModelFacts

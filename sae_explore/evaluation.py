@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from sae_explore.build import EVALUATED_TOKENS, LOSS_TOKENS
+from sae_explore.build_request import EVALUATED_TOKENS, LOSS_TOKENS
 from sae_explore.metrics import evaluate_losses, evaluate_reconstruction
 from sae_explore.model import LanguageModel
 from sae_explore.sae import Sae

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from sae_explore import bundle
-from sae_explore.build import BuildRequest, Work
+from sae_explore.build_request import BuildRequest
+from sae_explore.build_work import Work
 from sae_explore.collect import ignored_rows, median_norm_of, residual_blocks, static_ignored
 from sae_explore.errors import InputError, SaeError
 from sae_explore.model_sources import Report

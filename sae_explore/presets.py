@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sae_explore.build import BuildRequest
+from sae_explore.build_request import BuildRequest
 from sae_explore.errors import InputError
 from sae_explore.model_sources import GPT2, SMOLLM2
 from sae_explore.sae_names import GPT2_SAES

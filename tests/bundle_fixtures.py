@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from sae_explore.build import BuildRequest, build
+from sae_explore.build import build
+from sae_explore.build_request import BuildRequest
 from sae_explore.sae_formats import save_sae
 
 DEAD, DENSE = 3, 10

@@ -18,9 +18,9 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel  # noqa: F401 (here once, not in each process)
 
-from sae_explore import build as build_module
-from sae_explore import build_stages, bundle_files, collect
-from sae_explore.build import BuildRequest, build
+from sae_explore import build_stages, build_work, bundle_files, collect
+from sae_explore.build import build
+from sae_explore.build_request import BuildRequest
 
 torch.set_num_threads(1)
 
@@ -97,7 +97,7 @@ def main(cache: Path, model: str, texts: str, context: int) -> None:
     attempt(report=at("store", "texts", 0.5))
     attempt(report=at("store", "ordering", 0.1))
     attempt(report=at("features", "labels"))
-    attempt(patch=after(build_module, "complete_manifest"))
+    attempt(patch=after(build_work, "complete_manifest"))
     attempt(patch=after(os, "replace", lambda _, target: Path(target).name.startswith("g-")))  # moved, but not yet named by a manifest
     attempt(patch=after(os, "replace", lambda _, target: target == cache / "b" / "manifest.json"))
     attempt()

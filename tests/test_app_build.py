@@ -9,9 +9,10 @@ from app_driver import open_page, run, texts_of, unescaped
 from test_uploads import TEXTS, file_of
 
 from sae_explore import build_jobs, default_bundle, resources
-from sae_explore.build import BuildRequest, work_folder
 from sae_explore.build_jobs import Job
 from sae_explore.build_progress import job_folder, process_mark, write_end
+from sae_explore.build_request import BuildRequest
+from sae_explore.build_work import work_folder
 from sae_explore.bundle_files import write_json
 from sae_explore.presets import request_for
 from sae_explore.views.build_status import seconds_left, share_done

@@ -10,7 +10,8 @@ import pytest
 import torch
 from build_checks import CATEGORIES, CONTEXT, Reference, dense_store, held_out, write_corpus
 
-from sae_explore.build import BuildRequest, build
+from sae_explore.build import build
+from sae_explore.build_request import BuildRequest
 from sae_explore.bundle import open_bundle
 from sae_explore.bundle_files import sha256_of
 from sae_explore.errors import InputError

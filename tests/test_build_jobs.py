@@ -12,8 +12,10 @@ import pytest
 from build_checks import CONTEXT, write_corpus
 
 from sae_explore import build_jobs, default_bundle
-from sae_explore.build import BuildRequest, build, work_folder
+from sae_explore.build import build
 from sae_explore.build_progress import job_folder, read_progress, write_end
+from sae_explore.build_request import BuildRequest
+from sae_explore.build_work import work_folder
 from sae_explore.bundle_files import read_manifest, write_json
 from sae_explore.command_line import build_options
 from sae_explore.errors import InputError

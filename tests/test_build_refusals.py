@@ -7,7 +7,8 @@ import torch
 from build_checks import CONTEXT, write_corpus
 
 from sae_explore import build_stages
-from sae_explore.build import BuildRequest, build
+from sae_explore.build import build
+from sae_explore.build_request import BuildRequest
 from sae_explore.errors import ExploreError, InputError, SaeError
 from sae_explore.sae_formats import save_sae
 

@@ -14,8 +14,9 @@ import pytest
 from build_checks import CONTEXT, write_corpus
 
 from sae_explore import activation_store, build_stages, collect
-from sae_explore import build as build_module
-from sae_explore.build import BuildRequest, Work, build, work_folder
+from sae_explore.build import build
+from sae_explore.build_request import BuildRequest
+from sae_explore.build_work import STAGES, Work, work_folder
 from sae_explore.bundle import open_bundle
 from sae_explore.bundle_files import bundle_names, complete_manifest, write_json
 from sae_explore.errors import BundleError, InputError
@@ -171,7 +172,7 @@ def test_a_stage_of_many_steps_goes_on_where_it_was(request_of, small_steps, tmp
 
 def test_a_build_killed_while_it_tidies_up_is_no_unfinished_one(request_of, tmp_path, monkeypatch):
     work = Work(tmp_path / "work", request_of, fresh=False)
-    for name in build_module.STAGES:
+    for name in STAGES:
         work.stage(name, dict)
     monkeypatch.setattr(shutil, "rmtree", lambda *_args, **_options: None)
     work.remove()
@@ -219,7 +220,7 @@ def test_files_lost_from_unfinished_work_do_not_become_a_bundle(request_of, tmp_
     """Someone tidied up after the files were listed."""
     stopped(request_of, tmp_path, "publish")
     work = Work(work_folder(tmp_path, "b"), request_of.checked(), fresh=False)
-    assert set(work.state["done"]) == set(build_module.STAGES)
+    assert set(work.state["done"]) == set(STAGES)
     manifest = complete_manifest(work.out, {})
     write_json(work.folder / "manifest.json", manifest)
     (work.out / "lens.safetensors").unlink()

@@ -9,7 +9,8 @@ import torch
 from build_checks import dense_store
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sae_explore.build import BuildRequest, build
+from sae_explore.build import build
+from sae_explore.build_request import BuildRequest
 from sae_explore.bundle import open_bundle
 from sae_explore.errors import InputError, SaeError
 from sae_explore.presets import PRESETS, published_sae, request_for

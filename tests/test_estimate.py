@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sae_explore import estimate as estimates
-from sae_explore.build import BuildRequest
+from sae_explore.build_request import BuildRequest
 from sae_explore.embedded import embedded_rows
 from sae_explore.errors import InputError, ModelError
 from sae_explore.estimate import Amount, Machine, amount_of, estimate, product_rate, size_words, this_machine, time_words

@@ -10,8 +10,8 @@ import pytest
 import sae_layouts as layouts
 
 from sae_explore import build_choices
-from sae_explore.build import BuildRequest
 from sae_explore.build_choices import ASSUMED_LATENTS, given_sae, sizes_for_estimate, what_needs_the_hub
+from sae_explore.build_request import BuildRequest
 from sae_explore.errors import InputError
 from sae_explore.sae_facts import SaeFacts, facts_of_sae
 from sae_explore.sae_sources import GPT2_SAES, resolve_sae

@@ -13,7 +13,9 @@ from app_driver import open_page, run, unescaped
 
 from sae_explore import bundle as bundle_module
 from sae_explore import notes
-from sae_explore.build import BuildRequest, build, work_folder
+from sae_explore.build import build
+from sae_explore.build_request import BuildRequest
+from sae_explore.build_work import work_folder
 from sae_explore.bundle import Bundle
 from sae_explore.bundle_files import MANIFEST, bundle_names, publish, write_json
 from sae_explore.errors import ExploreError

@@ -38,7 +38,8 @@ def test_a_large_file_takes_no_memory_of_the_process(path, scratch, monkeypatch)
     monkeypatch.setattr(parquet_table, "LARGE", 1)
     mapped, taken = allocated(lambda: read_table(path, scratch=scratch))
     assert taken < size / 50
-    assert mapped.equals(held) and mapped.equals(pq.read_table(path))
+    assert mapped.equals(held)
+    assert mapped.equals(pq.read_table(path))
     assert mapped["text"][ROWS - 1].as_py() == f"Text {ROWS - 1} é ☂ " * 20
     assert mapped["id"].index("d/2999").as_py() == 2999
     assert not list(scratch.iterdir())
@@ -64,7 +65,8 @@ def test_without_room_the_rows_are_held_in_memory(path, scratch, monkeypatch, tr
     if trouble == "full":
         monkeypatch.setattr(parquet_table.tempfile, "TemporaryFile", full_disk)
     table, size = allocated(lambda: read_table(path, scratch=scratch if trouble == "full" else scratch / "none"))
-    assert size > 200 * ROWS and table.equals(pq.read_table(path))
+    assert size > 200 * ROWS
+    assert table.equals(pq.read_table(path))
 
 
 def test_a_damaged_file_is_an_error_and_leaves_nothing(path, scratch, monkeypatch):

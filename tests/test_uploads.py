@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from sae_explore import build_choices, uploads
-from sae_explore.build import BuildRequest
+from sae_explore.build_request import BuildRequest
 from sae_explore.dataset import load_texts
 from sae_explore.errors import InputError
 from sae_explore.model_facts import facts_of

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import streamlit as st
 
 from sae_explore import build_choices, build_jobs, estimate, resources
-from sae_explore.build import BuildRequest
+from sae_explore.build_request import BuildRequest
 from sae_explore.bundle_files import check_name
 from sae_explore.errors import ExploreError
 from sae_explore.estimate import Amount, Estimate, size_words, time_words
@@ -95,12 +95,12 @@ def _model() -> ModelFacts | None:
 
 
 def _texts() -> Texts:
-    st.subheader("Texts", anchor=False)
     said = (
         "Diverse: 200 texts each of news, reviews, abstracts and an encyclopedia, from the Hub. Embedded: this project's own texts, in twelve "
         "categories. The features are shown on these texts, and an SAE of your own is trained on them."
     )
-    chosen = st.pills("Texts", list(_SOURCES), selection_mode="multi", default=[DIVERSE, EMBEDDED], format_func=_SOURCES.get, help=said,
+    st.subheader("Texts", anchor=False, help=said)
+    chosen = st.pills("Texts", list(_SOURCES), selection_mode="multi", default=[DIVERSE, EMBEDDED], format_func=_SOURCES.get,
                       key="build_texts", label_visibility="collapsed", **_KEPT)  # fmt: skip
     if not chosen:
         st.caption("Choose at least one source of texts.")
@@ -224,7 +224,7 @@ def _start(request: BuildRequest, facts: ModelFacts, texts: Texts) -> None:
         st.subheader("Estimate", anchor=False, help="Worked out from sizes and one short measurement; good to about a factor of two.")
         rows = [
             ("Time", time_words(found.total), "at this machine's speed just now" + (", without downloads" if found.download else "")),
-            ("Disk", size_words(found.disk), f"{size_words(machine.disk)} free; {size_words(found.kept)} stay"),
+            ("Disk", size_words(found.disk), f"{size_words(machine.disk)} free; {size_words(found.kept)} of it stay"),
             ("Memory", size_words(found.memory), f"{size_words(machine.memory)} free" if machine.memory is not None else ""),
         ]
         for label, value, note in rows:

@@ -7,8 +7,8 @@ from dataclasses import replace
 import streamlit as st
 
 from sae_explore import build_choices
-from sae_explore.build import BuildRequest
 from sae_explore.build_choices import ASSUMED_LATENTS
+from sae_explore.build_request import BuildRequest
 from sae_explore.errors import ExploreError
 from sae_explore.model_facts import ModelFacts
 from sae_explore.model_sources import GPT2

@@ -7,8 +7,8 @@ import time
 import streamlit as st
 
 from sae_explore import build_jobs, resources
-from sae_explore.build import STAGES
 from sae_explore.build_jobs import Job
+from sae_explore.build_work import STAGES
 from sae_explore.errors import ExploreError
 from sae_explore.estimate import time_words
 from sae_explore.model_sources import display_name

@@ -13,7 +13,8 @@ import tiny_models
 import torch
 from app_server import ROOT, running_app
 
-from sae_explore.build import BuildRequest, build
+from sae_explore.build import build
+from sae_explore.build_request import BuildRequest
 from sae_explore.model_sources import is_local
 
 CONTEXT = 64

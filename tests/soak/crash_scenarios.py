@@ -90,7 +90,8 @@ def scenarios(folder: Path, home: Path) -> list[Scenario]:
     from build_checks import write_corpus
 
     from sae_explore import bundle_repo, hub_download
-    from sae_explore.build import BuildRequest, build
+    from sae_explore.build import build
+    from sae_explore.build_request import BuildRequest
     from sae_explore.pull import pull
     from sae_explore.sae import Sae
     from sae_explore.sae_formats import save_sae
