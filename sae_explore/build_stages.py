@@ -16,21 +16,17 @@ import torch
 
 from sae_explore import activation_store, bundle, encoding, feature_map
 from sae_explore.activation_store import ActivationStore, StoreWriter
-from sae_explore.build_context import TRAIN_DOCUMENTS, Context, tokenized, training_split
-from sae_explore.collect import capacity_of, collect_activations, ignored_rows, residual_blocks, static_ignored
+from sae_explore.build_context import TRAIN_DOCUMENTS, Context
+from sae_explore.collect import capacity_of, ignored_rows, residual_blocks, static_ignored
 from sae_explore.dataset import load_texts
 from sae_explore.diagnosis import warnings_for
 from sae_explore.errors import InputError
-from sae_explore.evaluation import EVALUATED_TOKENS, evaluate
+from sae_explore.evaluation import evaluate
 from sae_explore.feature_table import build_features
-from sae_explore.given_sae import write_given_sae
-from sae_explore.metrics import evaluate_reconstruction
 from sae_explore.model import load_full_model
 from sae_explore.sae_conventions import units_of
-from sae_explore.sae_formats import save_sae
+from sae_explore.sae_stage import stage_sae as stage_sae
 from sae_explore.tensor_file import read_tensors, write_tensors
-from sae_explore.tracer import bundle_sae
-from sae_explore.train import Progress, TrainConfig, train_topk
 from sae_explore.types import SaeSpec
 
 log = logging.getLogger(__name__)
@@ -83,105 +79,6 @@ def stage_tokens(context: Context) -> dict:
     if not tokens:
         raise InputError("the texts hold no tokens")
     return {"tokens": tokens, "bos": context.bos, "n_layers": context.model.n_layers, "revision": context.source.revision}
-
-
-# ---- the SAE -----------------------------------------------------------------------------------------------------------
-
-
-def stage_sae(context: Context) -> dict:
-    """Write sae/: read from a folder, or trained."""
-    return write_given_sae(context) if context.foreign else _trained_sae(context)
-
-
-def _trained_sae(context: Context) -> dict:
-    request, model, work = context.request, context.model, context.work
-    trained_on, held_out = training_split(work.folder)
-    train_ids = tokenized(
-        model,
-        trained_on["text"],
-        lambda s: context.report("sae", "reading the texts", min(s, 1.0)),
-        enough=request.max_tokens and int(1.2 * request.max_tokens) + 10_000,  # some are ignored: sinks, special tokens
-    )
-    total = min(request.max_tokens or 1 << 62, sum(map(len, train_ids)))
-    data, info = collect_activations(
-        model,
-        train_ids,
-        work.folder / "activations",
-        context=context.window,
-        bos=context.bos,
-        max_tokens=request.max_tokens,
-        batch_rows=request.batch_size,
-        autocast=encoding.training_dtype(request.dtype),
-        progress=lambda n: context.report("sae", f"residuals of {n:,} of {total:,} tokens", min(1.0, n / max(total, 1))),
-    )
-    config = TrainConfig(request.latents, request.k, request.epochs, request.lr, request.batch_tokens, seed=request.seed)
-    spec = SaeSpec(
-        "topk",
-        model.d_model,
-        request.latents,
-        request.k,
-        context.hook.name,
-        request.model,
-        context.window,
-        context.bos,
-        source="trained here",
-    )
-    last: list[Progress] = []
-
-    def tell(p: Progress) -> None:
-        last[:] = [p]
-        context.report(
-            "sae",
-            f"epoch {p.epoch + 1} of {config.epochs}: loss {p.loss:.3f}, explained variance {p.explained_variance:.3f}, "
-            f"L0 {p.l0:.1f}, dead {p.dead}",
-            p.step / p.steps,
-        )
-
-    sae, used = train_topk(
-        data,
-        config,
-        spec=spec,
-        device=context.device,
-        checkpoint=work.folder / "checkpoint.pt",
-        encoder_dtype=encoding.training_dtype(request.dtype),
-        report=tell,
-    )
-    save_sae(sae, context.out / bundle.SAE_FOLDER, dtype=getattr(torch, request.weights))
-    sae = bundle_sae(context.out / bundle.SAE_FOLDER, asdict(spec)).to(context.device)
-    outside = None
-    if held_out.num_rows:
-        ids = tokenized(model, held_out["text"], lambda _s: None)
-        outside = evaluate_reconstruction(
-            model,
-            sae,
-            ids,
-            held_out["category"].to_pylist(),
-            context=context.window,
-            bos=context.bos,
-            median_norm=info["median_norm"],
-            max_tokens=EVALUATED_TOKENS,
-        )
-    inside = evaluate_reconstruction(
-        model,
-        sae,
-        train_ids,
-        ["train"] * len(train_ids),
-        context=context.window,
-        bos=context.bos,
-        median_norm=info["median_norm"],
-        max_tokens=EVALUATED_TOKENS // 4,
-    )
-    train = {
-        "tokens": info["tokens"],
-        "documents": info["documents"],
-        "sinks": info["sinks"],
-        "config": asdict(used),
-        "tokens_seen": data.tokens // used.batch_tokens * used.batch_tokens * used.epochs,
-        "explained_variance": inside.explained_variance,
-        "tokens_evaluated": inside.tokens,
-        "l0": inside.l0,
-    }
-    return {"spec": asdict(spec), "train": train, "median_norm": info["median_norm"], "held_out": asdict(outside) if outside else None}
 
 
 # ---- the store ---------------------------------------------------------------------------------------------------------

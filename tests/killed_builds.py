@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel  # noqa: F401 (here once, not in each process)
 
-from sae_explore import build_stages, build_work, bundle_files, collect
+from sae_explore import build_stages, build_work, bundle_files, collect, sae_stage
 from sae_explore.build import build
 from sae_explore.build_request import BuildRequest
 
@@ -29,7 +29,7 @@ def small_steps() -> None:
     """Several blocks and checkpoints although the corpus is tiny."""
     collect.BLOCK_TOKENS = 600
     build_stages.residual_blocks = functools.partial(build_stages.residual_blocks, block_tokens=600)
-    build_stages.train_topk = functools.partial(build_stages.train_topk, checkpoint_every=7)
+    sae_stage.train_topk = functools.partial(sae_stage.train_topk, checkpoint_every=7)
 
 
 def training(name: str, model: str, texts: str, context: int, **options) -> BuildRequest:
@@ -93,7 +93,7 @@ def main(cache: Path, model: str, texts: str, context: int) -> None:
     attempt(report=at("tokens", "reading"))
     attempt(report=at("sae", "residuals", 0.5))
     attempt(report=at("sae", "epoch", 0.5))
-    attempt(patch=after(build_stages, "save_sae"))
+    attempt(patch=after(sae_stage, "save_sae"))
     attempt(report=at("store", "texts", 0.5))
     attempt(report=at("store", "ordering", 0.1))
     attempt(report=at("features", "labels"))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from build_checks import CONTEXT, write_corpus
 
-from sae_explore import build_stages
+from sae_explore import sae_stage
 from sae_explore.build import build
 from sae_explore.build_request import BuildRequest
 from sae_explore.errors import ExploreError, InputError, SaeError
@@ -98,7 +98,7 @@ def test_machines_that_are_too_small(gpt2_folder, corpus, tmp_path, monkeypatch,
     def fail(*_args, **_options):
         raise error
 
-    monkeypatch.setattr(build_stages, "train_topk", fail)
+    monkeypatch.setattr(sae_stage, "train_topk", fail)
     with pytest.raises(ExploreError, match=message) as caught:
         build(request, cache=tmp_path)
     assert "\n" not in str(caught.value)
@@ -108,7 +108,7 @@ def test_errors_of_the_program_are_not_dressed_up(gpt2_folder, corpus, tmp_path,
     def fail(*_args, **_options):
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(build_stages, "train_topk", fail)
+    monkeypatch.setattr(sae_stage, "train_topk", fail)
     with pytest.raises(RuntimeError, match="a bug"):
         build(BuildRequest("no", str(gpt2_folder), HOOK, texts=(str(corpus[0]),), context=CONTEXT), cache=tmp_path)
 

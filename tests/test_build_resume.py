@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from build_checks import CONTEXT, write_corpus
 
-from sae_explore import activation_store, build_stages, collect
+from sae_explore import activation_store, build_stages, collect, sae_stage
 from sae_explore.build import build
 from sae_explore.build_request import BuildRequest
 from sae_explore.build_work import STAGES, Work, work_folder
@@ -35,7 +35,7 @@ def small_steps(monkeypatch):
     """Several blocks, shards, parts and checkpoints although the corpus is tiny."""
     monkeypatch.setattr(collect, "BLOCK_TOKENS", 600)
     monkeypatch.setattr(build_stages, "residual_blocks", functools.partial(build_stages.residual_blocks, block_tokens=600))
-    monkeypatch.setattr(build_stages, "train_topk", functools.partial(build_stages.train_topk, checkpoint_every=7))
+    monkeypatch.setattr(sae_stage, "train_topk", functools.partial(sae_stage.train_topk, checkpoint_every=7))
     monkeypatch.setattr(activation_store, "_CHUNK", 5_000)
 
 
