@@ -26,6 +26,7 @@ ARCHITECTURES = ("topk", "standard", "jumprelu", "batchtopk", "gated")
 NORMALISATIONS = ("none", "layer_norm", "constant_norm")
 _LAYER_NORM_EPS = 1e-5  # outside the root, as in openai/sparse_autoencoder and SAELens
 _CHUNK_ELEMENTS = 1 << 24  # pre-activations held at once: 64 MB in fp32
+_LARGEST_GROUP = 16  # of `topk_rows`
 _FINITE_AT_ONCE = 1 << 20  # values checked at once: checking a whole matrix would take as much memory again
 
 
@@ -192,22 +193,23 @@ class Sae:
         return replace(self, **changes)
 
 
-def topk_rows(pre: torch.Tensor, k: int, *, group: int = 32) -> tuple[torch.Tensor, torch.Tensor]:
-    """`torch.topk(pre, k, dim=-1)`, exact, strongest first, faster on wide rows.
+def topk_rows(pre: torch.Tensor, k: int, *, ordered: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
+    """`torch.topk(pre, k, dim=-1)`, exact, faster on wide rows; strongest first unless `ordered` is False.
 
-    The k largest entries of a row lie in the k groups with the largest maxima: one sequential pass for the maxima, a topk
-    over the groups, and a topk over the k * group candidates replace a topk over the whole row.
+    The k largest entries of a row lie in the k groups with the largest maxima: one sequential pass for the maxima and a topk
+    over the few groups and candidates replace a topk over the whole row, each again in this way while it is wide.
     (n, m) -> values (n, k), indices (n, k) int64.
     """
     n, m = pre.shape
-    groups = m // group
-    if pre.is_cuda or m % group or groups < 4 * k:
-        return torch.topk(pre, k, dim=-1)
-    grouped = pre.reshape(n, groups, group)
-    chosen = torch.topk(grouped.amax(-1), k, dim=-1, sorted=False).indices  # (n, k)
-    candidates = torch.gather(grouped, 1, chosen[:, :, None].expand(-1, -1, group)).view(n, k * group)
-    values, at = torch.topk(candidates, k, dim=-1)
-    return values, torch.gather(chosen, 1, at // group) * group + at % group
+    # Every (m / size)-th entry, not `size` neighbours: the maxima are then taken of whole vectors, 4 times faster on a CPU.
+    size = 1 if pre.is_cuda else next((s for s in range(min(_LARGEST_GROUP, m // (4 * k)), 1, -1) if m % s == 0), 1)
+    if size == 1:
+        return torch.topk(pre, k, dim=-1, sorted=ordered)
+    grouped = pre.reshape(n, size, m // size)
+    chosen = topk_rows(grouped.amax(1), k, ordered=False)[1]  # (n, k)
+    candidates = torch.gather(grouped, 2, chosen[:, None, :].expand(-1, size, -1)).view(n, size * k)
+    values, at = topk_rows(candidates, k, ordered=ordered)
+    return values, torch.gather(chosen, 1, at % k) + at.div(k, rounding_mode="floor") * (m // size)
 
 
 class ReconstructionStats:

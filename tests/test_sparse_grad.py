@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sae_explore import train
-from sae_explore.sparse_grad import decode_rows, sort_by_latent, topk_gradients
+from sae_explore.sparse_grad import decode_rows, dense_gradients, gathered_products, row_products, sort_by_latent, topk_gradients
 from sae_explore.train import AUX_COEFFICIENT, TrainConfig
 
 
@@ -31,22 +31,36 @@ def test_gradients_equal_autograd(n, d, m, k, low, seed):
         leaf.requires_grad_()
     W_encT, b_enc, W_dec = leaves
     b_dec = draw(d, seed=seed + 5)
-    pre, _, x_hat = dense_forward(x, W_encT, b_enc, W_dec, b_dec, k)
+    pre, z, x_hat = dense_forward(x, W_encT, b_enc, W_dec, b_dec, k)
     expected = torch.autograd.grad((x_hat * grad_out).sum(), leaves)
+    along = (expected[2] * W_dec.detach()).sum(-1)
     values, features = (t.detach() for t in pre.topk(k))
-    found = topk_gradients(x - b_dec, features, values.relu(), grad_out, W_dec.detach())
-    for got, want in zip(found, expected, strict=True):
-        torch.testing.assert_close(got, want)
+    sparse = topk_gradients(x - b_dec, features, values.relu(), grad_out / 3, W_dec.detach(), scale=3)
+    dense = dense_gradients(x - b_dec, z.detach(), grad_out, W_dec.detach())
+    for found in (sparse, dense):
+        for got, want in zip(found, (*expected, along), strict=True):
+            torch.testing.assert_close(got, want)
 
 
-def test_gathering_in_small_steps_changes_nothing(monkeypatch):
-    pre = draw(20, 30)
-    values, features = pre.relu().topk(4)
+@pytest.mark.parametrize("rows", [1, 7, 30, 31])
+def test_gathering_a_few_latents_at_a_time_changes_nothing(monkeypatch, rows):
+    values, features = draw(20, 30).relu().topk(4)
     arguments = (draw(20, 6, seed=1), features, values, draw(20, 6, seed=2), draw(30, 6, seed=3))
     whole = topk_gradients(*arguments)
+    monkeypatch.setattr("sae_explore.sparse_grad._BLOCK_ELEMENTS", rows * 6)
+    used = torch.full((2, 30, 6), torch.nan, dtype=torch.float64)
+    for out in ((None, None), (used[0], used[1])):
+        for got, want in zip(topk_gradients(*arguments, out=out), whole, strict=True):
+            torch.testing.assert_close(got, want, rtol=0, atol=1e-14)
+
+
+def test_products_of_chosen_rows(monkeypatch):
+    """As a dense product at the chosen places, whichever order they are in."""
+    features, W, rows = draw(20, 30).topk(4).indices, draw(30, 6, seed=1), draw(20, 6, seed=2)
+    expected = (rows @ W.T).gather(1, features)
+    torch.testing.assert_close(row_products(features, W, rows), expected)
     monkeypatch.setattr("sae_explore.sparse_grad._GATHER_ELEMENTS", 3 * 4 * 6)  # three tokens at a time, the last time two
-    for got, want in zip(topk_gradients(*arguments), whole, strict=True):
-        torch.testing.assert_close(got, want, rtol=0, atol=1e-14)
+    torch.testing.assert_close(gathered_products(features, W, rows), expected)
 
 
 def test_decode_rows_and_the_order_by_latent():
@@ -57,13 +71,14 @@ def test_decode_rows_and_the_order_by_latent():
     by = sort_by_latent(features, 6)
     assert by.order.tolist() == [1, 4, 0, 2, 5, 3]  # latents 0 1 2 2 2 4
     assert by.tokens.tolist() == [0, 2, 0, 1, 2, 1]
-    assert by.starts.tolist() == [0, 1, 2, 5, 5, 6]
+    assert by.starts.tolist() == [0, 1, 2, 5, 5, 6, 6]
 
 
-@pytest.mark.parametrize("dead", [0, 3, 20])
-def test_a_training_steps_gradients_equal_autograd(dead):
+@pytest.mark.parametrize("dead", [0, 3, 20, 30])
+def test_a_training_steps_gradients_equal_autograd(dead, monkeypatch):
     """The whole loss: reconstruction and AuxK on the dead latents, b_dec through the decoder and through the encoder's input,
-    the part of the decoder's gradient along each row removed."""
+    the part of the decoder's gradient along each row removed. AuxK takes all of 3 dead latents, 6 of 20 densely, 6 of 30 sparsely."""
+    monkeypatch.setattr(train, "_ENCODED_ROWS", (7, 7))
     n, d, m, k, variance = 40, 12, 48, 4, 7.0
     x = draw(n, d)
     W_dec = torch.nn.functional.normalize(draw(m, d, seed=1), dim=1)
