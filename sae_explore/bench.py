@@ -120,7 +120,7 @@ def _store_build(results: Results, model: LanguageModel, latents: int, *, tokens
     rng = np.random.default_rng(0)
     ids_of = [rng.integers(0, 50_000, CONTEXT - 1).astype(np.int32) for _ in range(tokens // (CONTEXT - 1))]
     windows = [w for d, ids in enumerate(ids_of) for w in windows_of(len(ids), CONTEXT - 1, document=d)]
-    eager = random_gpt2(HOOK, attention="eager", width=WIDTH)
+    eager = random_gpt2(HOOK, eager=True, width=WIDTH)
 
     def limit() -> None:
         for batch in length_batches(windows, 32, batch_tokens(model.device)):

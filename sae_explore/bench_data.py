@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import torch
 
 from sae_explore import bundle as bundle_module
+from sae_explore import products
 from sae_explore.activation_store import STORE_FILE, StoreWriter
 from sae_explore.bundle import Bundle
 from sae_explore.bundle_checks import CROSS_ENTROPIES
@@ -47,13 +48,15 @@ def _vocabulary() -> Vocabulary:
     )
 
 
-def random_gpt2(hook: HookPoint, *, attention: str = "sdpa", width: int = 768) -> LanguageModel:
-    """`GPT2Config()` (of `width` dimensions) up to the hook with seeded random weights."""
+def random_gpt2(hook: HookPoint, *, eager: bool = False, width: int = 768) -> LanguageModel:
+    """`GPT2Config()` (of `width` dimensions) up to the hook with seeded random weights. `eager`: run by transformers as it comes."""
     from transformers import GPT2Config, GPT2Model
 
     torch.manual_seed(0)
-    config = GPT2Config(n_layer=hook.depth, n_embd=width, attn_implementation=attention)
+    config = GPT2Config(n_layer=hook.depth, n_embd=width, attn_implementation="eager" if eager else "sdpa")
     base = GPT2Model(config).eval().requires_grad_(False)
+    if not eager:
+        products.use_in(base)
     base.ln_f = torch.nn.Identity()
     unembedding = Unembedding(base.wte.weight, torch.ones(config.n_embd), True)
     return LanguageModel(

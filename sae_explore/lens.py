@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from sae_explore.model import Unembedding
+from sae_explore.products import linear
 
 CONVENTIONS = ("folded", "raw", "cosine")
 LENS_TOP = 15
@@ -64,10 +65,10 @@ def lens_tables(directions: torch.Tensor, unembedding: Unembedding, excluded: np
     scale = 1 / folded.norm(dim=0).clamp_min(1e-12)
     parts: dict[str, list] = {convention: [] for convention in CONVENTIONS}
     for chunk in _chunks(directions, folded):
-        logits = chunk @ folded
+        logits = linear(chunk, folded.T)
         parts["folded"].append(_rows(logits, excluded))
         parts["cosine"].append(_rows(logits.mul_(scale), excluded, shape=False))
-        parts["raw"].append(_rows(torch.mm(chunk, raw, out=logits), excluded, shape=False))
+        parts["raw"].append(_rows(linear(chunk, raw.T), excluded, shape=False))
     return {convention: _joined(rows) for convention, rows in parts.items()}
 
 
@@ -86,7 +87,7 @@ def folded_logit(direction: np.ndarray, unembedding: Unembedding, token: int, *,
 
 def lens_table(directions: torch.Tensor, matrix: torch.Tensor, excluded: np.ndarray | None = None) -> LensTable:
     """As `lens_tables`, for one matrix (d_model, vocab)."""
-    return _joined([_rows(chunk @ matrix, excluded) for chunk in _chunks(directions, matrix)])
+    return _joined([_rows(linear(chunk, matrix.T), excluded) for chunk in _chunks(directions, matrix)])
 
 
 def _chunks(directions: torch.Tensor, matrix: torch.Tensor):
@@ -144,7 +145,7 @@ def nearest_by_cosine(rows: torch.Tensor, top: int = 10) -> tuple[np.ndarray, np
     indices, cosines = [], []
     step = max(1, _CHUNK_LOGITS // len(unit))
     for a in range(0, len(unit), step):
-        cosine = unit[a : a + step] @ unit.T
+        cosine = linear(unit[a : a + step], unit)
         at = torch.arange(len(cosine))
         cosine[at, a + at] = -2
         best = torch.topk(cosine, top, dim=1)

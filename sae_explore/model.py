@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import pickle
 import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +24,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from sae_explore import products
 from sae_explore.errors import InputError, ModelError
 from sae_explore.memory import FilePages
 from sae_explore.model_structure import blocks_path, checked_norm, path_of, refuse_by_class, refuse_by_config
@@ -133,6 +135,7 @@ def load_model(
 
     with _quiet_transformers():
         model, path = _load_causal(folder, config, n_layers, shown, cut)
+        products.use_in(model)
         precision = settle(model, model.get_submodule(path), weights, whole=False)
         norm_path, norm = checked_norm(model, path, shown)
     base = model.base_model
@@ -164,6 +167,7 @@ def load_full_model(folder: Path, *, device: str = "cpu", weights: str = "auto")
     config, n_layers = read_config(folder)
     with _quiet_transformers():
         model, path = _load_causal(folder, config, n_layers, str(folder), lambda _model, _path: None)
+        products.use_in(model)
         settle(model, model.get_submodule(path), weights, whole=True)
     return model.eval().to(device)
 
@@ -216,6 +220,10 @@ def _load_causal(folder: Path, config, n_layers: int, name: str, cut: Callable[[
                 folder, config=config, dtype=torch.float32, key_mapping=_LANGUAGE_MODEL, local_files_only=True, weights_only=True,
                 output_loading_info=True,
             )  # fmt: skip
+        except pickle.UnpicklingError as error:
+            raise ModelError(
+                f"the weights in {folder} hold other objects than tensors, of which none is made here; take the model's safetensors files"
+            ) from error
         except Exception as error:  # transformers, safetensors and torch each raise their own kinds for a bad file
             raise ModelError(f"the model in {folder} could not be loaded: {_first_line(error)}") from error
     model.__class__ = kind

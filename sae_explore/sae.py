@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 
 from sae_explore.errors import SaeError
+from sae_explore.products import linear
 from sae_explore.types import SaeSpec
 
 ARCHITECTURES = ("topk", "standard", "jumprelu", "batchtopk", "gated")
@@ -113,7 +114,7 @@ class Sae:
     def pre_activations(self, prepared: torch.Tensor) -> torch.Tensor:
         """Dense (n, d_sae) pre-activations of already prepared rows: for references and small n only."""
         centred = prepared - self.b_dec if self.spec.apply_b_dec_to_input else prepared
-        return torch.addmm(self.b_enc, centred, self.W_enc)
+        return linear(centred, self.W_enc.T, self.b_enc)
 
     def encode(self, x: torch.Tensor) -> tuple[SparseActs, InputInfo]:
         """Residual rows (n, d_in) to sparse activations. Rows are worked on in chunks of bounded size."""

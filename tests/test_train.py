@@ -144,16 +144,6 @@ def test_the_run_equals_a_plain_dense_implementation(monkeypatch):
     torch.testing.assert_close(sae.b_dec * state.scale, weights["b_dec"], rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("shape", [(1, 5, 3), (70, 24, 160), (300, 768, 96)])
-def test_encoder_products_equal_the_plain_ones(shape):
-    """In fp32 by whichever library, on rows that are a part of a larger batch, as in training."""
-    n, d, m = shape
-    g = torch.Generator().manual_seed(0)
-    x, W, b = torch.randn(n + 2, d, generator=g)[1:-1], torch.randn(m, d, generator=g), torch.randn(m, generator=g)
-    expected = (x.double() @ W.double().T + b.double()).float()
-    torch.testing.assert_close(train._linear(x, W, b), expected, rtol=1e-5, atol=1e-4)
-
-
 def test_the_start_is_tied_scaled_and_centred():
     data, config = MemoryActivations(planted(2_000)[0]), TrainConfig(64, 3, 1, 1e-3, 64)
     state = train.initial_state(data, config, torch.device("cpu"))
