@@ -10,25 +10,22 @@ from collections.abc import Sequence
 import numpy as np
 import plotly.graph_objects as go
 
+from sae_explore.figures_html import ROOM, short_name
 from sae_explore.spans import dotted
-from sae_explore.strength import BANDS
 from sae_explore.types import LensToken
 
 ACCENT, COOL, GREY = "#D9590D", "#3B6EA8", "#8C8C8C"
 CONFIG = {"displayModeBar": False, "scrollZoom": False}
 """For `st.plotly_chart(config=...)`."""
 
-_BAND_COLOURS = ("rgba(217,89,13,.32)", "rgba(217,89,13,.52)", "rgba(217,89,13,.75)", "rgba(217,89,13,1)")  # trace ... strong
-_DIVERGING = [[0.0, COOL], [0.5, "#F1EFEA"], [1.0, ACCENT]]  # opaque: the numbers stand on it, on light and dark pages alike
-_DARK, _WHITE = "#1F2328", "#FFFFFF"
+_DIVERGING = [[0.0, COOL], [0.5, "rgba(128,128,128,.1)"], [1.0, ACCENT]]  # 0 is hardly seen, on light and dark pages alike
+_WHITE = "#FFFFFF"
 NUMBER = {"textposition": "auto", "insidetextanchor": "end", "insidetextfont": {"color": _WHITE}, "textfont": {"size": 11},
            "constraintext": "none", "cliponaxis": False}  # fmt: skip
 GRID = "rgba(128,128,128,.18)"
 COUNTS = {"gridcolor": GRID, "showgrid": True, "rangemode": "tozero", "tickformat": ",d"}
 _SPAN = {"xref": "x", "yref": "paper", "y0": 0, "y1": 1}  # of the plot's whole height
 _BAR = 23  # pixels a horizontal bar takes
-_LONGEST = 22  # characters of a token on an axis
-_ROOM = 1.12  # the axis beyond the longest bar, for the number of a bar too short to hold it
 
 
 def axis_text(token: str) -> str:
@@ -37,9 +34,8 @@ def axis_text(token: str) -> str:
 
 
 def axis_name(token: str) -> str:
-    """The same for an axis, of which a token must leave something to its bars: rows of dashes and the like lose their middle."""
-    shown = dotted(token)
-    return _escaped(shown if len(shown) <= _LONGEST else f"{shown[: _LONGEST - 6]}…{shown[-5:]}")
+    """The same for an axis, of which a token must leave something to its bars."""
+    return _escaped(short_name(token))
 
 
 def _escaped(text: str) -> str:
@@ -54,7 +50,7 @@ def lens_bars(tokens: Sequence[LensToken], *, baseline: float | None = None, end
     values = np.asarray([t.logit for t in tokens], float)
     suppressed = bool(len(values)) and values[0] < 0
     names = [axis_text(t.token) for t in tokens]
-    end = max([*np.abs(values), abs(baseline or 0), end, 1e-9]) * _ROOM
+    end = max([*np.abs(values), abs(baseline or 0), end, 1e-9]) * ROOM
     bars = {
         "type": "bar", "x": values, "y": np.arange(len(tokens)), "orientation": "h", "marker": {"color": COOL if suppressed else ACCENT},
         "text": [f"{v:+.2f}" for v in values], "customdata": [[name, t.id] for name, t in zip(names, tokens, strict=True)],
@@ -67,96 +63,6 @@ def lens_bars(tokens: Sequence[LensToken], *, baseline: float | None = None, end
         xaxis={"range": [0, -end if suppressed else end], "visible": False},
         yaxis={**row_axis([axis_name(t.token) for t in tokens]), "tickfont": {"family": "monospace"}},
         **({} if baseline is None else _mark(baseline, f"random {baseline:+.2f}", end)),
-    )
-
-
-def activation_histogram(edges: np.ndarray, counts: np.ndarray, *, here: float | None = None) -> go.Figure:
-    """Positive activations in equal bins over (0, max], coloured by band; dotted lines where a band ends.
-
-    `here`: the activation on the text that one looks at, marked; above the maximum the axis grows to hold it.
-    """
-    edges, counts = np.asarray(edges, float), np.asarray(counts)
-    maximum, band = float(edges[-1]), band_of_bins(len(counts))
-    bars = {
-        "type": "bar", "x": (edges[:-1] + edges[1:]) / 2, "y": counts, "width": np.diff(edges),
-        "marker": {"color": [_BAND_COLOURS[b] for b in band], "line": {"width": 0}},
-        "customdata": [[float(a), float(b), BANDS[i + 1][0]] for a, b, i in zip(edges[:-1], edges[1:], band, strict=True)],
-        "hovertemplate": "%{y:,} tokens between %{customdata[0]:.2f} and %{customdata[1]:.2f}<br>%{customdata[2]}<extra></extra>",
-    }  # fmt: skip
-    limits = [vertical_line(end * maximum, name) for name, end in BANDS[1:-1]]
-    end = max(maximum or 1, 1.03 * (here or 0))
-    return make_figure(
-        [bars],
-        height=230 if here is None else 246,
-        top=6 if here is None else 22,
-        bargap=0,
-        xaxis={"range": [0, end], "title": {"text": "activation"}},
-        yaxis={"title": {"text": "tokens"}, **COUNTS, "nticks": 5},
-        **_marks([] if here is None else [(here, f"this text {here:.2f}", COOL)], (0, end), lines=limits),
-    )
-
-
-def lens_histogram(edges: np.ndarray, counts: np.ndarray, *, baseline: float, here: tuple[float, str] | None = None) -> go.Figure:
-    """What the feature's direction writes into the logit of every token of the vocabulary, on a log scale, because the few at the ends matter.
-
-    Dashed: what random directions reach, up and down. `here`: logit and name of a token to mark.
-    """
-    edges, counts = np.asarray(edges, float), np.asarray(counts)
-    middle = (edges[:-1] + edges[1:]) / 2
-    end = 1.03 * max(abs(edges[0]), abs(edges[-1]), abs(baseline), abs(here[0]) if here else 0, 1e-9)
-    bars = {
-        "type": "bar", "x": middle, "y": counts, "width": np.diff(edges), "marker": {"color": np.where(middle < 0, COOL, ACCENT).tolist(),
-        "line": {"width": 0}}, "customdata": np.stack([edges[:-1], edges[1:]], axis=1).tolist(),
-        "hovertemplate": "%{y:,} tokens between %{customdata[0]:+.2f} and %{customdata[1]:+.2f}<extra></extra>",
-    }  # fmt: skip
-    chance = [vertical_line(sign * baseline, "random directions", dash="dash", width=1.5) for sign in (-1, 1)]
-    powers = 10 ** np.arange(0, int(np.log10(max(counts.max(initial=1), 1))) + 1)
-    return make_figure(
-        [bars],
-        height=190 if here is None else 206,
-        top=6 if here is None else 22,
-        bargap=0,
-        xaxis={"range": [-end, end], "title": {"text": "logit"}, "nticks": 7},
-        yaxis={"type": "log", "range": [-0.3, float(np.log10(max(counts.max(initial=1), 1))) + 0.15], "title": {"text": "tokens"},
-               "gridcolor": GRID, "showgrid": True, **_ticks(powers, [f"{p:,}" for p in powers])},
-        **_marks([(here[0], axis_text(here[1]), GREY)] if here else [], (-end, end), lines=chance),
-    )  # fmt: skip
-
-
-def band_of_bins(bins: int) -> np.ndarray:
-    """(bins,) index of the band (0 trace ... 3 strong) in which each of the equal bins over (0, max] lies, by its upper end."""
-    upper = np.arange(1, bins + 1) / bins
-    return np.searchsorted([end for _, end in BANDS[1:-1]], upper - 1e-9, side="right")
-
-
-def band_shares(counts: np.ndarray) -> dict[str, float]:
-    """Share of a histogram's firings in each band; a firing exactly on a limit counts with the band below it."""
-    totals = np.bincount(band_of_bins(len(counts)), weights=np.asarray(counts, float), minlength=len(BANDS) - 1)
-    whole = max(float(totals.sum()), 1.0)
-    return {name: float(n) / whole for (name, _), n in zip(BANDS[1:], totals, strict=True)}
-
-
-def category_bars(names: Sequence[str], shares: Sequence[float], corpus: Sequence[float]) -> go.Figure:
-    """Where a feature fires: each category's share of its firings (bars) beside that category's share of the corpus (marks)."""
-    at, texts = np.arange(len(names)), [axis_text(n) for n in names]
-    bars = {
-        "type": "bar", "x": shares, "y": at, "orientation": "h", "marker": {"color": ACCENT}, "customdata": texts,
-        "name": "this feature's firings",
-        "hovertemplate": "%{customdata}: %{x:.1%} of this feature's firings<extra></extra>",
-    }  # fmt: skip
-    marks = {
-        "type": "scatter", "x": corpus, "y": at, "mode": "markers", "name": "the corpus", "customdata": texts,
-        "marker": {"symbol": "line-ns", "size": 13, "line": {"width": 3, "color": COOL}, "color": COOL},
-        "hovertemplate": "%{customdata}: %{x:.1%} of the corpus<extra></extra>",
-    }  # fmt: skip
-    return make_figure(
-        [bars, marks],
-        height=_BAR * max(len(names), 1) + 76,
-        top=30,
-        xaxis={"tickformat": ".0%", "gridcolor": GRID, "showgrid": True, "rangemode": "tozero", "nticks": 6},
-        yaxis=row_axis(texts),
-        showlegend=True,
-        legend={"orientation": "h", "x": 0, "y": 1.0, "xanchor": "left", "yanchor": "bottom"},
     )
 
 
@@ -185,7 +91,7 @@ def density_histogram(
         [bars],
         height=200,
         bargap=0.04,
-        xaxis={"range": [start, 0], **_ticks(powers, [one_in(p) for p in powers]), "title": {"text": "fires on … tokens"}},
+        xaxis={"range": [start, 0], **_ticks(powers, [f"{10**-p:,.0f}" for p in powers]), "title": {"text": "fires on one in … tokens"}},
         yaxis={"title": {"text": "features"}, **COUNTS, "nticks": 4},
         shapes=shapes,
     )
@@ -201,7 +107,7 @@ def similarity_heatmap(matrix: np.ndarray, names: Sequence[str]) -> go.Figure:
     }  # fmt: skip
     numbers = [
         {"x": j, "y": i, "text": f"{matrix[i, j]:.2f}", "showarrow": False,
-         "font": {"size": 12, "color": _WHITE if abs(matrix[i, j]) > 0.6 else _DARK}}
+         "font": {"size": 12, **({"color": _WHITE} if abs(matrix[i, j]) > 0.8 else {})}}
         for i in range(n) for j in range(n)
     ]  # fmt: skip
     return make_figure(
@@ -217,7 +123,7 @@ def similarity_heatmap(matrix: np.ndarray, names: Sequence[str]) -> go.Figure:
 def strength_bars(names: Sequence[str], strengths: Sequence[float], *, baseline: float) -> go.Figure:
     """Direction strength of features as horizontal bars, with the mean of random unit directions as a line."""
     values, texts = np.asarray(strengths, float), [axis_text(n) for n in names]
-    end = max([*values, baseline, 1e-9]) * _ROOM
+    end = max([*values, baseline, 1e-9]) * ROOM
     bars = {
         "type": "bar", "x": values, "y": np.arange(len(names)), "orientation": "h", "marker": {"color": ACCENT},
         "text": [f"{v:.3f}" for v in values],
@@ -255,18 +161,8 @@ def _mark(x: float, text: str, end: float) -> dict:
     """A dashed vertical line with a word above the plot, which stays inside it; the axis goes from 0 to `end`, or to its negative."""
     word = {"x": x, "y": 1, "yref": "paper", "yanchor": "bottom", "text": text, "showarrow": False, "font": {"size": 11, "color": GREY},
             "xanchor": "right" if abs(x) > 0.75 * end else "center"}  # fmt: skip
-    return {"shapes": [vertical_line(x, "random directions", dash="dash", width=1.5)], "annotations": [word]}
-
-
-def _marks(marks: Sequence[tuple[float, str, str]], limits: tuple[float, float], *, lines: list[dict]) -> dict:
-    """Solid lines at (x, word above it, colour) beside other lines; a word near an end of the axis turns to the other side."""
-    words = [
-        {"x": x, "y": 1, "yref": "paper", "yanchor": "bottom", "text": text, "showarrow": False, "font": {"size": 11, "color": colour},
-         "xanchor": "right" if (x - limits[0]) / (limits[1] - limits[0]) > 0.7 else "left"}
-        for x, text, colour in marks
-    ]  # fmt: skip
-    solid = [vertical_line(x, text, dash="solid", width=2, colour=colour) for x, text, colour in marks]
-    return {"shapes": [*lines, *solid], "annotations": words}
+    line = vertical_line(x, "random directions", dash="dash", width=1.5)
+    return {"shapes": [{**line, "layer": "below"}], "annotations": [word]}  # behind the bars: the numbers in them stay readable
 
 
 def one_in(power: float) -> str:

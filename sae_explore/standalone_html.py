@@ -1,6 +1,6 @@
 """Features as one HTML file that needs nothing else: no network, no script, light and dark as the reader's system has it.
 
-Beside `spans` the only place that makes HTML: every string from outside goes through `html.escape`, here or there. The file forbids
+Beside `spans` and `figures_html` the only place that makes HTML: every string from outside goes through `html.escape`, here or there. The file forbids
 its reader's browser to load anything, should it ever be asked to.
 """
 
@@ -14,8 +14,8 @@ import numpy as np
 from sae_explore import spans, wording
 from sae_explore.bundle import Bundle
 from sae_explore.errors import InputError
-from sae_explore.figures import band_of_bins, band_shares
 from sae_explore.public_mode import shown_name
+from sae_explore.strength import band_of_bins, band_shares
 from sae_explore.types import Example, FeatureCard, LensToken
 
 MAX_FEATURES = 250  # of one file: about 30 MB

@@ -39,6 +39,18 @@ def figure(at: AppTest, alt: str):
     return plotly.io.from_json(found[0])
 
 
+def drawn(at: AppTest, alt: str) -> str:
+    """The same for a chart made of HTML."""
+    found = [block.proto.body for block in at.get("html") if f'aria-label="{alt}' in block.proto.body]
+    assert len(found) == 1, len(found)
+    return found[0]
+
+
+def bins_of(chart: str) -> list[int]:
+    """The counts of a histogram made of HTML, as its bars tell them."""
+    return [int(n.replace(",", "")) for n in re.findall(r'data-tip="([\d,]+) tokens between', chart)]
+
+
 def numbers(drawn) -> list:
     """A chart's numbers, which travel as base64."""
     if isinstance(drawn, dict):

@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from app_driver import open_page, select_row, texts_of
+from app_driver import open_page, run, select_row, texts_of
 
 from sae_explore import resources, spans
 from sae_explore.bundle import Bundle, open_bundle
@@ -85,3 +85,14 @@ def test_the_frame_and_the_choice_are_made_once(tiny):
     bundle = resources.get_bundle("tiny")
     assert resources.get_frame(bundle) is resources.get_frame(bundle)
     assert resources.get_diverse(bundle, 3) == resources.get_diverse(bundle, 4)[:3]
+
+
+def test_the_feature_page_has_five_charts_and_none_needs_plotly(tiny):
+    """A plotly chart would be made anew for each feature that one leafs to: most of what a click cost."""
+    at = open_page("feature", feature="5")
+    for _ in range(2):
+        charts = [name for block in at.get("html") for name in re.findall(r'role="figure" aria-label="([A-Za-z ]+)', block.proto.body)]
+        assert charts == ["Share of firings", "Histogram of activations", "Promotes", "Suppresses", "Histogram of folded logits over "]
+        assert not at.get("plotly_chart")
+        at = run(next(b for b in at.button if b.label == "Next").click())
+    assert at.title[0].value == "Feature 7"

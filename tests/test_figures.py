@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from sae_explore import figures
 from sae_explore.figures_effects import probability_bars
-from sae_explore.strength import BANDS, band_of
+from sae_explore.strength import band_of
 from sae_explore.types import LensToken
 from sae_explore.wording import band_range, confidence_words, count_of, density_words, percent
 
@@ -84,57 +84,6 @@ def test_charts_side_by_side_share_their_scale():
 # ---- histograms --------------------------------------------------------------------------------------------------------
 
 
-def test_activation_histogram_holds_the_counts():
-    values = np.random.default_rng(0).gamma(2, 1, 500)
-    edges = np.linspace(0, values.max(), 41)
-    counts = np.histogram(values, edges)[0]
-    figure = figures.activation_histogram(edges, counts)
-    assert bars(figure).y.tolist() == counts.tolist()
-    assert np.allclose(bars(figure).x, (edges[1:] + edges[:-1]) / 2)
-    assert np.allclose(bars(figure).width, np.diff(edges))
-    assert np.allclose(lines(figure), values.max() * np.array([0.05, 0.25, 0.5]))
-    assert sum(counts) == 500
-
-
-@pytest.mark.parametrize("bins", [20, 40])
-def test_band_of_a_bin_is_that_of_the_values_in_it(bins):
-    names = [BANDS[i + 1][0] for i in figures.band_of_bins(bins)]
-    assert names == [band_of((i + 0.5) / bins) for i in range(bins)]
-
-
-def test_band_shares_by_brute_force():
-    values = np.random.default_rng(1).uniform(0, 1, 2_000)
-    values[0] = 1.0
-    counts = np.histogram(values, np.linspace(0, 1, 41))[0]
-    brute = {name: float(np.mean([band_of(v) == name for v in values])) for name, _ in BANDS[1:]}
-    assert figures.band_shares(counts) == pytest.approx(brute)
-    assert sum(figures.band_shares(counts).values()) == pytest.approx(1)
-
-
-@pytest.mark.parametrize(("here", "end", "side"), [(1.0, 4.0, "left"), (3.9, 4.017, "right"), (8.0, 8.24, "right")])
-def test_the_value_on_the_current_text_is_marked(here, end, side):
-    figure = figures.activation_histogram(np.linspace(0, 4, 41), np.ones(40), here=here)
-    (line,) = [shape for shape in figure.layout.shapes if shape.line.dash == "solid"]
-    assert (line.x0, line.x1, line.name) == (here, here, f"this text {here:.2f}")
-    assert figure.layout.xaxis.range == pytest.approx((0, end))
-    (word,) = figure.layout.annotations
-    assert (word.x, word.text, word.xanchor) == (here, f"this text {here:.2f}", side)
-    assert [shape.x0 for shape in figure.layout.shapes if shape.line.dash == "dot"] == pytest.approx([0.2, 1.0, 2.0])
-
-
-def test_logits_of_the_vocabulary_beside_chance_and_a_token():
-    counts = np.array([1, 30, 600, 0])
-    figure = figures.lens_histogram(np.linspace(-2, 2, 5), counts, baseline=1.5, here=(-0.5, " <b>x"))
-    (bars,) = figure.data
-    assert list(bars.y) == counts.tolist()
-    assert list(bars.x) == [-1.5, -0.5, 0.5, 1.5]
-    assert list(bars.marker.color) == [figures.COOL, figures.COOL, figures.ACCENT, figures.ACCENT]
-    assert lines(figure) == [-1.5, 1.5, -0.5]
-    assert figure.layout.annotations[0].text == "·&lt;b&gt;x"
-    assert figure.layout.yaxis.type == "log"
-    assert list(figure.layout.yaxis.tickvals) == [1, 10, 100]
-
-
 def test_density_histogram_counts_every_live_feature_once():
     density = np.r_[np.zeros(7), 10 ** np.random.default_rng(2).uniform(-5, 0, 300), 1.0]
     figure = figures.density_histogram(density, low=1e-3, high=1e-1, dense_above=0.1)
@@ -158,15 +107,7 @@ def test_range_without_a_lower_limit_is_shaded_from_the_start():
     assert (box.x0, box.x1) == pytest.approx((figure.layout.xaxis.range[0], -2))
 
 
-# ---- categories, similarity, strength ----------------------------------------------------------------------------------
-
-
-def test_category_bars_hold_shares_and_marks():
-    figure = figures.category_bars(["arts", "<i>x</i>"], [0.75, 0.25], [0.5, 0.5])
-    assert list(bars(figure).x) == [0.75, 0.25]
-    assert list(figure.data[1].x) == [0.5, 0.5]
-    assert list(figure.layout.yaxis.ticktext) == ["arts", "&lt;i&gt;x&lt;/i&gt;"]
-    assert figure.layout.showlegend  # two series
+# ---- similarity, strength ----------------------------------------------------------------------------------------------
 
 
 def test_similarity_heatmap_shows_the_numbers():
@@ -189,12 +130,7 @@ def test_strength_bars_and_their_baseline():
     "figure",
     [
         figures.lens_bars([LensToken(0, "a", 1.0)]),
-        figures.activation_histogram(np.linspace(0, 1, 3), np.array([1, 2])),
-        figures.activation_histogram(np.linspace(0, 1, 3), np.array([1, 2]), here=1.5),
-        figures.lens_histogram(np.linspace(-1, 1, 3), np.array([4, 2]), baseline=0.5),
-        figures.lens_histogram(np.linspace(-1, 1, 3), np.array([4, 2]), baseline=0.5, here=(2.0, "<b>")),
         probability_bars(["a"], np.array([0.1]), np.array([0.2]), end=0.2, up=True),
-        figures.category_bars(["a"], [1.0], [1.0]),
         figures.density_histogram(np.array([0.1])),
         figures.similarity_heatmap(np.eye(2), ["1", "2"]),
         figures.strength_bars(["1"], [1.0], baseline=0.5),

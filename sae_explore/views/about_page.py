@@ -5,14 +5,16 @@ from __future__ import annotations
 import pandas as pd
 import streamlit as st
 
-from sae_explore import about, figures, links, public_mode, resources, spans
+from sae_explore import about, figures, figures_html, links, public_mode, resources, spans
 from sae_explore.browse import start_feature
 from sae_explore.bundle import Bundle
 from sae_explore.spans import md
+from sae_explore.strength import band_shares
 from sae_explore.views import shell, sidebar
-from sae_explore.wording import confidence_words, density_words, percent, sentence
+from sae_explore.wording import confidence_words, count_of, density_words, percent, sentence
 
 _EXAMPLES, _BEFORE, _AFTER = 3, 9, 6
+_LISTED = 8  # sources of texts that are shown at once
 
 
 def render(bundle: Bundle) -> None:
@@ -76,18 +78,16 @@ def _strength(bundle: Bundle, feature: int) -> None:
         st.caption("No feature of this bundle fires.")
         return
     edges, counts = bundle.histogram(feature)
-    shares = " · ".join(f"{name} {percent(share)}" for name, share in figures.band_shares(counts).items())
-    st.plotly_chart(
-        figures.activation_histogram(edges, counts), config=figures.CONFIG, key="about_strength", alt=f"Histogram of activations: {shares}"
-    )
+    shares = " · ".join(f"{name} {percent(share)}" for name, share in band_shares(counts).items())
+    st.html(figures_html.activation_histogram(edges, counts, alt=f"Histogram of activations: {shares}"))
     st.caption(f"The firings of feature {feature}, with dotted lines between the bands: {shares}.")
 
 
 def _monosemantic(bundle: Bundle, feature: int) -> None:
     st.subheader("Monosemantic features", anchor=False)
     st.markdown(
-        "A feature that stands for one thing: its examples have something in common, the strong ones and the weak ones alike. The clearest "
-        "one here:"
+        "A feature that stands for one thing: its examples have something in common, the strong ones and the weak ones alike. One from "
+        "here:"
     )
     _live_example(bundle, feature)
 
@@ -151,17 +151,26 @@ def _sources(bundle: Bundle) -> None:
     if public_mode.is_public():
         st.info(sidebar.public_words(), icon=":material/lock:")
     facts = pd.DataFrame(about.origin_rows(m, named=public_mode.shown_name), columns=["", "What", "Licence"])
-    st.table(facts.map(md).set_index(""), border="horizontal")
+    st.table(facts.map(md), border="horizontal", hide_index=True)
+    if bundle.map_xy is not None:
+        st.caption("The page Map draws the features by t-SNE (openTSNE) of the cosines between their decoder directions.")
     corpus = m["corpus"]
     same = corpus["train_sources"] == corpus["sources"]
     st.markdown("**Texts explored**" + (" (the SAE was trained on the same sources)" if same and m["train"] else ""))
     st.table(_source_table(corpus["sources"]), border="horizontal", hide_index=True)
     if m["train"] and not same:
+        sources = corpus["train_sources"]
         st.markdown("**Texts the SAE was trained on**")
-        st.table(_source_table(corpus["train_sources"]), border="horizontal", hide_index=True)
+        said = f"{count_of(len(sources), 'source')}, {sum(s['texts'] for s in sources):,} texts"
+        with st.expander(said, expanded=len(sources) <= _LISTED, key="about_sources"):
+            st.table(_source_table(sources), border="horizontal", hide_index=True)
+            if not any(s["licence"] for s in sources):
+                st.caption("The sources state no licence.")
     for note in corpus["notes"]:
         st.caption(md(note))
 
 
 def _source_table(sources: list[dict]) -> pd.DataFrame:
-    return pd.DataFrame(about.source_rows(sources), columns=["Source", "Texts", "Licence as stated", "Version"]).map(md)
+    """Where each text is from; without the licences where none is stated, so that the table fits a small screen."""
+    found = pd.DataFrame(about.source_rows(sources), columns=["Source", "Texts", "Licence as stated", "Version"]).map(md)
+    return found if any(s["licence"] for s in sources) else found.drop(columns="Licence as stated")

@@ -9,6 +9,7 @@ from sae_explore import resources
 from sae_explore.bundle import Bundle
 from sae_explore.types import FeatureCard
 
+_PICKS = "_related_picks"  # how many rows were selected so far
 _NEAREST = {"decoder": "Decoder: what it writes", "encoder": "Encoder: what it reads"}
 _NEAREST_HELP = (
     "The ten largest cosines over the whole dictionary. Decoder directions are what features add to the model's state, encoder directions "
@@ -65,11 +66,11 @@ def _name(which: str) -> str:
 def _feature_table(bundle: Bundle, card: FeatureCard, table: pd.DataFrame, columns: dict, name: str) -> None:
     """A table of features with their labels after the first figure; selecting a row opens that feature."""
     table.insert(2, "Label", resources.get_frame(bundle)["label"].to_numpy()[table["Feature"].to_numpy()])
-    fixed = {"Feature": st.column_config.NumberColumn(format="%d", width=70), "Label": st.column_config.TextColumn(width="large")}
+    fixed = {"Feature": st.column_config.NumberColumn(format="%d", width=70), "Label": st.column_config.TextColumn(width=315)}
     st.dataframe(
         table,
         hide_index=True,
-        key=_table_key(name, card.ref.feature),
+        key=_table_key(name),
         on_select="rerun",
         selection_mode="single-row",
         column_config=fixed | columns,
@@ -85,12 +86,16 @@ def picked(card: FeatureCard) -> int:
     listed = {_name(which): [f for f, _ in _near(card, which)] for which in _NEAREST}
     listed["coactive"] = [row["feature"] for row in card.extra["coactive"]]
     for name, features in listed.items():
-        rows = st.session_state.get(_table_key(name, feature), {}).get("selection", {}).get("rows", ())
-        if rows and 0 <= rows[0] < len(features):
-            return int(features[rows[0]])
+        rows = st.session_state.get(_table_key(name), {}).get("selection", {}).get("rows", ())
+        if rows:
+            st.session_state[_PICKS] = st.session_state.get(_PICKS, 0) + 1
+            if 0 <= rows[0] < len(features):
+                return int(features[rows[0]])
     return feature
 
 
-def _table_key(name: str, feature: int) -> str:
-    """A key for each feature, so that a selection never carries over to the next one."""
-    return f"{name}_{feature}"
+def _table_key(name: str) -> str:
+    """Another key after each selection, which must not carry over to the next feature; the same while one leafs through features, because
+    a browser draws a new table much more slowly than new rows.
+    """
+    return f"{name}_{st.session_state.get(_PICKS, 0)}"

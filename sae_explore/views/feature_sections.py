@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import streamlit as st
 
-from sae_explore import figures, resources, spans
+from sae_explore import figures_html, resources, spans
 from sae_explore.bundle import Bundle
 from sae_explore.scores import SCORES, score_lines
 from sae_explore.spans import md
+from sae_explore.strength import band_shares
 from sae_explore.types import FeatureCard
 from sae_explore.views.feature_current import Here
 from sae_explore.views.feature_examples import TOP
@@ -61,9 +62,7 @@ def lens(bundle: Bundle, feature: int, here: Here | None = None) -> None:
     for title, tokens, mark in (("Promotes", card.positive, baseline), ("Suppresses", card.negative, -baseline)):
         st.markdown(f"**{title}**")
         listed = ", ".join(spans.plain(t.token) for t in tokens[:_LENS])
-        st.plotly_chart(
-            figures.lens_bars(tokens[:_LENS], baseline=mark), config=figures.CONFIG, key=f"lens_{title}", alt=f"{title}: {listed}"
-        )
+        st.html(figures_html.lens_bars(tokens[:_LENS], baseline=mark, alt=f"{title}: {listed}"))
     beyond = sum(t.logit > baseline for t in card.positive)
     st.caption(
         f"Dashed line: the largest logit of random directions, on average ({baseline:.2f}). "
@@ -82,12 +81,8 @@ def _lens_spread(bundle: Bundle, card: FeatureCard, here: Here | None) -> None:
     baseline = lens_baseline(bundle, "folded", card.row)
     st.markdown("**All tokens of the vocabulary**")
     following = here.following if here else None
-    st.plotly_chart(
-        figures.lens_histogram(edges, counts, baseline=baseline, here=following),
-        config=figures.CONFIG,
-        key="lens_spread",
-        alt=f"Histogram of folded logits over {counts.sum():,} tokens, from {edges[0]:+.2f} to {edges[-1]:+.2f}",
-    )
+    said = f"Histogram of folded logits over {counts.sum():,} tokens, from {edges[0]:+.2f} to {edges[-1]:+.2f}"
+    st.html(figures_html.lens_histogram(edges, counts, baseline=baseline, here=following, alt=said))
     marked = f" Marked: “{md(following[1])}” ({following[0]:+.2f}), which follows its peak on {here.text}." if following else ""
     st.caption(
         f"Folded logits, from {edges[0]:+.2f} to {edges[-1]:+.2f}; dashed: random directions.{marked}",
@@ -104,14 +99,9 @@ def strength(bundle: Bundle, card: FeatureCard, here: Here | None) -> None:
     """Histogram of its activations, with the bands, its moments, and the value on the current text."""
     st.subheader("How strongly it fires", anchor=False)
     edges, counts = card.extra["histogram"]
-    shares = " · ".join(f"{name} {percent(share)}" for name, share in figures.band_shares(counts).items())
+    shares = " · ".join(f"{name} {percent(share)}" for name, share in band_shares(counts).items())
     value = here.value if here and here.value else None
-    st.plotly_chart(
-        figures.activation_histogram(edges, counts, here=value),
-        config=figures.CONFIG,
-        key="strength",
-        alt=f"Histogram of activations: {shares}",
-    )
+    st.html(figures_html.activation_histogram(edges, counts, here=value, alt=f"Histogram of activations: {shares}"))
     st.caption(
         f"Of its firings: {shares}.",
         help="Bands are shares of this feature's own maximum, because units differ between SAEs: "
@@ -144,12 +134,7 @@ def categories(bundle: Bundle, card: FeatureCard) -> None:
     names = sorted(counts, key=lambda name: -counts[name])[:_CATEGORIES]
     shares = [counts[name] / total for name in names]
     said = ", ".join(f"{spans.plain(name)} {share:.0%}" for name, share in zip(names, shares, strict=True))
-    st.plotly_chart(
-        figures.category_bars(names, shares, [corpus[name] for name in names]),
-        config=figures.CONFIG,
-        key="categories",
-        alt=f"Share of firings: {said}",
-    )
+    st.html(figures_html.category_bars(names, shares, [corpus[name] for name in names], alt=f"Share of firings: {said}"))
     left = len(counts) - len(names)
     st.caption(
         "A bar that reaches far beyond its mark: the feature prefers such texts."

@@ -6,7 +6,7 @@ import time
 
 import streamlit as st
 
-from sae_explore import links, public_mode, resources, spans
+from sae_explore import figures_html, links, public_mode, resources, spans
 from sae_explore.bundle import Bundle
 from sae_explore.errors import ExploreError
 from sae_explore.views import own_notes, shared_note, sidebar
@@ -17,8 +17,23 @@ _SETTLING = 0.8  # seconds after which the browser has surely heard of a new add
 # Streamlit's wide layout leaves little for the page at 1280 pixels, and lines too long to read on large screens.
 _FRAME = """
 [data-testid="stMainBlockContainer"] { padding: 3rem 2.4rem 4rem; max-width: 1480px; }
-@media (max-width: 640px) { [data-testid="stMainBlockContainer"] { padding: 3.2rem 1rem 4rem; } }
+@media (max-width: 640px) {
+  [data-testid="stMainBlockContainer"] { padding: 3.2rem 1rem 4rem; }
+  [data-testid="stHorizontalBlock"] { row-gap: 1rem; }  /* what stood side by side stands below each other, no further apart than the rest */
+  .st-key-about_sources td:first-child p { overflow-wrap: anywhere !important; }  /* long names of files */
+}
+[data-testid="stNavSectionHeader"] { font-size: 0.8rem; opacity: 0.75; }
+.st-key-_feature_number button { display: none; }  /* Previous and Next stand beside the box */
+/* White letters on the orange of the dark theme could hardly be read. */
+button[data-testid^="stBaseButton-primary"] { color: light-dark(#FFFFFF, #15171B); }
 """
+
+_SECTIONS = {  # of the sidebar
+    "Explore": ("text", "feature", "browse", "map", "lens"),
+    "Experiment": ("whatif", "compare"),
+    "Yours": ("lists", "build"),
+    "Background": ("quality", "about"),
+}
 
 
 def pages() -> dict[str, st.Page]:
@@ -53,8 +68,9 @@ def run() -> None:
     """Draw the app."""
     found = pages()
     st.session_state["_pages"] = found
-    chosen = st.navigation(list(found.values()), position="sidebar")
-    st.html(f"<style>{_FRAME}{spans.STYLE}</style>")
+    sections = {title: [found[name] for name in names if name in found] for title, names in _SECTIONS.items()}
+    chosen = st.navigation(sections, position="sidebar", expanded=True)
+    st.html(f"<style>{_FRAME}{spans.STYLE}{figures_html.STYLE}</style>")
     shared_note.wait_if_needed()
     _read_link(chosen.url_path)
     chosen.run()
@@ -136,7 +152,10 @@ def _with_bundle(render, *, needed: bool = True) -> None:
     A page for which no bundle is `needed` is drawn in any case, with None where there is none.
     """
     names = resources.bundle_names()
-    for problem in st.session_state.pop("_problems", ()):
+    problems = st.session_state.pop("_problems", ())
+    if problems:
+        st.space(8)  # a box, unlike a title, has no room above it, and the app's menu bar would cover its edge
+    for problem in problems:
         st.warning(spans.md(problem), icon=":material/link_off:")
     if not names:
         sidebar.empty()
