@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from sae_explore.diagnosis import LOW_EXPLAINED_VARIANCE, MANY_DEAD, MANY_MIXED
-from sae_explore.wording import percent
+from sae_explore.wording import architecture_name, percent
 
 MIN_FIRINGS = 10  # of a feature that can be called mixed
 
@@ -44,12 +44,13 @@ TROUBLES = """
 
 
 def mixed_feature(frame: pd.DataFrame, dense_above: float) -> int | None:
-    """The least clear feature of kind “mixed” that fires often enough to be judged (ties: the most frequent), or None."""
+    """The least clear feature of kind “mixed” that fires often enough to be judged (ties: one far from dense, the most frequent), or None."""
     count, density = frame["count"].to_numpy(), frame["density"].to_numpy()
     usable = np.flatnonzero((frame["kind"] == "mixed").to_numpy() & (count >= MIN_FIRINGS) & (density <= dense_above))
     if not len(usable):
         return None
-    return int(usable[np.lexsort((-count[usable], frame["confidence"].to_numpy()[usable]))[0]])
+    order = np.lexsort((-count[usable], density[usable] > dense_above / 10, frame["confidence"].to_numpy()[usable]))
+    return int(usable[order[0]])
 
 
 def origin_rows(manifest: dict, *, named: Callable[[str], str] = str) -> list[tuple[str, str, str]]:
@@ -63,7 +64,7 @@ def origin_rows(manifest: dict, *, named: Callable[[str], str] = str) -> list[tu
         ("Where", f"{manifest['hook']} of {model['n_layers']} blocks, windows of {manifest['context']} tokens", ""),
         (
             "SAE",
-            f"{sae['architecture']}, {sae['d_sae']:,} features{k}, {named(sae['source'])}{_revision(sae)}{notes}",
+            f"{architecture_name(sae['architecture'])}, {sae['d_sae']:,} features{k}, {named(sae['source'])}{_revision(sae)}{notes}",
             "as this program" if trained else "as its source states",
         ),
     ]

@@ -19,7 +19,7 @@ from sae_explore.spans import dotted
 from sae_explore.wording import CHECKED
 
 COLUMNS = ("feature", "label", "confidence", "density", "max", "peak", "lens", "kind")
-"""What can be shown beside `score_NAME`; the frame also holds `count`, `clarity` (see `diverse`) and `search`."""
+"""What can be shown beside `score_NAME`; the frame also holds `count`, `search` and `clarity` (see `diverse`; 1 more for checked labels)."""
 ANY = (0.0, math.inf)
 
 
@@ -50,6 +50,7 @@ def feature_frame(bundle: Bundle) -> pd.DataFrame:
     table["search"] = (table["label"] + "\0" + table["peak"] + "\0" + table["lens"]).str.casefold()
     table["peak"] = table["peak"].map(dotted)
     table["clarity"] = clarity(bundle.features, bundle.manifest["features"]["dense_above"])
+    table.loc[list(bundle.human_labels), "clarity"] += 1  # what a person checked comes before what counting found
     return with_labels(table, bundle.human_labels, CHECKED)
 
 

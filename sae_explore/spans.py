@@ -1,4 +1,5 @@
-"""Tokens -> HTML. The only place that makes HTML; every string from outside goes through `html.escape` here.
+"""Tokens -> HTML. `figures_html` draws charts as HTML, `standalone_html` whole files, nothing else does; every string from outside goes
+through `html.escape` there and here.
 
 A token's colour says how strongly the feature fires on it, on a scale that ends at the feature's maximum over the corpus:
 strength = .05 + .95 log10(1 + 9 a / max), in eleven steps, so that weak tokens stay visible.
@@ -10,6 +11,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
+from unicodedata import bidirectional
 
 import numpy as np
 
@@ -17,6 +19,7 @@ from sae_explore.strength import BANDS
 from sae_explore.types import Example
 
 STEPS = 10
+_LONGEST_CHIP = 30  # characters of a token in a box
 
 
 def colours(scope: str = "") -> str:
@@ -94,7 +97,7 @@ def pieces(text: str, data: bytes = b"") -> list[tuple[str, str]]:
     if not text:
         return [("code", _hex(data))] if data else []
     if text.strip(" ") == "":
-        return [("text", "·" * len(text))]
+        return [("mark", "·" * len(text))]
     found, at = [], 0
     for match in _UNSEEN.finditer(text):
         if match.start() > at:
@@ -128,6 +131,11 @@ def visible(text: str, data: bytes = b"", *, breaks: bool = True) -> str:
     return "".join(_WRAP[kind].format(escape(string)) for kind, string in (found if breaks else on_one_line(found)))
 
 
+def apart(shown: str) -> tuple[str, str]:
+    """(the space that a token begins with, the rest): the space stays outside of its colour, which would hang over where a line ends."""
+    return (" ", shown[1:]) if shown.startswith(" ") and shown[1:2].strip() else ("", shown)
+
+
 def plain(text: str, data: bytes = b"") -> str:
     """A token for lists and tables, as plain text on one line: what cannot be seen is drawn as in `visible`."""
     return "".join(string for _, string in pieces(text, data) if string not in _MARKS)
@@ -147,9 +155,13 @@ _ARROWS = re.compile(r"(?<!\S)([<>~-])([->=]|->)(?!\S)")
 
 
 def md(text: str) -> str:
-    """Text from outside for a place that Streamlit reads as markdown (captions, labels, help): shown as it is."""
+    """Text from outside for a place that Streamlit reads as markdown (captions, labels, help): shown as it is.
+
+    What is written from right to left is set apart, so that it turns nothing of the sentence around it.
+    """
     text = _ARROWS.sub(rf"\1{_JOINER}\2", _NAMES.sub(_JOINER, plain(text)))
-    return _MARKDOWN.sub(r"\\\1", text)
+    text = _MARKDOWN.sub(r"\\\1", text)
+    return f"\u2068{text}\u2069" if any(bidirectional(c) in ("R", "AL", "AN") for c in text) else text
 
 
 def _hex(data: bytes) -> str:
@@ -195,7 +207,8 @@ def token_spans(
         if where:
             tip += f"\n{where}"
         shown = visible(text, data[i] if data else b"", breaks=breaks)
-        parts.append(f'<span class="{" ".join(classes)}" title="{escape(tip)}">{shown}</span>')
+        before, shown = apart(shown)
+        parts.append(f'{before}<span class="{" ".join(classes)}" title="{escape(tip)}">{shown}</span>')
     return "".join(parts)
 
 
@@ -245,8 +258,14 @@ def _seen(text: str) -> str:
 
 
 def chips_html(tokens: Iterable[str]) -> str:
-    """Tokens as small boxes, for lens lists in running text."""
-    return '<div class="sx">' + "".join(f'<span class="chip">{escape(dotted(t))}</span>' for t in tokens) + "</div>"
+    """Tokens as small boxes, for lens lists in running text; rows of dashes and the like lose their middle, which the tooltip has."""
+    return '<div class="sx">' + "".join(_chip(dotted(t)) for t in tokens) + "</div>"
+
+
+def _chip(shown: str) -> str:
+    if len(shown) <= _LONGEST_CHIP:
+        return f'<span class="chip">{escape(shown)}</span>'
+    return f'<span class="chip" title="{escape(shown)}">{escape(shown[: _LONGEST_CHIP - 6])}…{escape(shown[-5:])}</span>'
 
 
 def facts_html(rows: Iterable[tuple[str, str, str, str]]) -> str:

@@ -126,3 +126,11 @@ def sentence(text: str) -> str:
     """A message as a sentence of a page: its words, a capital in front, a full stop at the end."""
     text = page_words(text)
     return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")
+
+
+_ARCHITECTURES = {"topk": "TopK", "batchtopk": "BatchTopK", "jumprelu": "JumpReLU", "gated": "gated", "standard": "ReLU"}
+
+
+def architecture_name(architecture: str) -> str:
+    """An SAE's architecture as people write it."""
+    return _ARCHITECTURES.get(architecture, architecture)

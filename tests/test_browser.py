@@ -53,9 +53,12 @@ def context(browser):
 
 
 def tokens_of(page) -> str:
-    """The text that the page shows as tokens."""
+    """The text that the page shows as tokens, with spaces between them or alone (as dots), without other marks."""
     return page.locator(".run").evaluate(
-        "e => Array.from(e.children, c => Array.from(c.childNodes).filter(n => n.nodeType === 3).map(n => n.data).join('')).join('')"
+        """run => {
+          const shown = node => node.nodeType === 3 || /^·+$/.test(node.textContent) ? node.textContent : "";
+          return Array.from(run.childNodes, c => c.nodeType === 3 ? c.data : Array.from(c.childNodes, shown).join("")).join("");
+        }"""
     )
 
 

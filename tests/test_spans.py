@@ -2,6 +2,7 @@
 
 import html
 import math
+import re
 import string
 from html.parser import HTMLParser
 
@@ -52,9 +53,9 @@ class Parsed(HTMLParser):
 
 
 def readable(token: str) -> str:
-    """What of a token is drawn as it stands: unseen characters are marks, lone spaces dots, and \\r only a mark."""
-    if token and not token.strip(" "):
-        return "·" * len(token)
+    """What of a token is drawn as it stands: unseen characters and lone spaces are marks, and \\r only a mark."""
+    if not token.strip(" "):
+        return ""
     unseen = {*range(0x20), *range(0x7F, 0xA0), 0x200B, 0x200E, 0x200F, 0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2060, 0x2065),
               *range(0x2066, 0x206A), 0xFEFF, *range(0xD800, 0xE000)} - {9, 10}  # fmt: skip
     return "".join(c for c in token if ord(c) not in unseen)
@@ -76,7 +77,7 @@ def test_no_token_becomes_markup_and_the_visible_text_stays(tokens, data):
 def test_every_unseen_character_is_drawn_as_a_mark(token):
     found = Parsed(f"<div>{spans.visible(token)}</div>")
     expected = [{"\n": "↵", "\r": "␍", "\t": "⇥"}.get(c, f"U+{ord(c):04X}") for c in token if c in "\n\t" or c not in readable(token)]
-    assert found.marks == ([] if token and not token.strip(" ") else expected)
+    assert found.marks == (["·" * len(token)] if token and not token.strip(" ") else expected)
 
 
 @given(TEXTS)
@@ -183,3 +184,21 @@ def test_markdown_breaks_what_streamlit_replaces_after_parsing():
 
 def test_the_style_has_a_class_for_every_step():
     assert all(f".sx .a{i} {{" in spans.STYLE for i in range(1, spans.STEPS + 1))
+
+
+def test_the_space_before_a_coloured_token_stays_uncoloured():
+    """Where a line ends after it, its colour would hang there by itself."""
+    tokens = [" cat", "s", "  x", " ", "\n y"]
+    source = spans.token_spans(tokens, np.ones(5), np.zeros(5, bool), 1.0)
+    assert re.findall(r"(\s*)<span class=.t [^>]*>(\s*)", source) == [(" ", ""), ("", ""), ("", "  "), ("", ""), ("", "")]
+
+
+def test_a_long_token_in_a_box_loses_its_middle_and_its_tooltip_has_it():
+    found = Parsed(spans.chips_html(["-" * 60, "-" * 30]))
+    assert found.text == "-" * 24 + "…" + "-" * 5 + "-" * 30
+    assert [attrs.get("title") for _, attrs in found.elements] == [None, "-" * 60, None]
+
+
+def test_what_is_written_from_right_to_left_turns_nothing_around_it():
+    assert spans.md("שלום 5") == "\u2068שלום 5\u2069"
+    assert spans.md("hello 5") == "hello 5"

@@ -29,7 +29,7 @@ from sae_explore.views import (
 )
 from sae_explore.views.feature_panel import feature_panel
 from sae_explore.views.find_results import Results
-from sae_explore.wording import KIND_WORDS, count_of
+from sae_explore.wording import CHECKED, KIND_WORDS, count_of
 
 _HEIGHT, _ROWS = 560, 15  # of the table, in pixels and in the rows that fit
 
@@ -103,18 +103,19 @@ def render(bundle: Bundle) -> None:
                 _nothing(search, filters)
         export_buttons.table_buttons(bundle)
     with right:
+        if chosen is None and len(rows):
+            st.caption("Select a row of the table to look at its feature here.")
         _density(frame, wanted)
         if chosen is not None:
             _panel(bundle, chosen, search, found)
-        elif len(rows):
-            st.caption("Select a row of the table to look at its feature here.")
 
 
 def _count(bundle: Bundle, search: Search, found: Results | None, shown: int) -> None:
     """How many features the table holds, of how many, and why the others are not there."""
     if found is None:
         said, of = "", count_of(bundle.d_sae, "feature")
-        help_text = "First the features with clear labels that are not too common. A click on a column's head sorts by it."
+        checked = f"those whose labels a person checked ({CHECKED}), then " if bundle.human_labels else ""
+        help_text = f"First {checked}the features with clear labels that are not too common. A click on a column's head sorts by it."
     else:
         said, of = f" {found.said}", count_of(len(found.found), "feature")
         help_text = "The best ones first. A click on a column's head sorts by it."

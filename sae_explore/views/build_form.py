@@ -230,7 +230,7 @@ def _start(request: BuildRequest, facts: ModelFacts, texts: Texts) -> None:
         for label, value, note in rows:
             st.markdown(f"{label}: **about {value}**" + (f"  \n:small[{note}]" if note else ""))
         fetched = f", {size_words(found.download)} to fetch" if found.download else ""
-        st.caption(f"{count_of(sum(a.texts for a in texts.amounts), 'text')}, about {found.tokens:,} tokens{fetched}.")
+        st.caption(f"{count_of(sum(a.texts for a in texts.amounts), 'text')}, about {float(f'{found.tokens:.2g}'):,.0f} tokens{fetched}.")
         for warning in found.warnings:
             st.warning(md(sentence(warning)), icon=":material/warning:")
         replaced = request.name in resources.bundle_names()

@@ -17,7 +17,7 @@ from sae_explore.spans import md
 from sae_explore.types import TextTrace
 from sae_explore.views import model_wait
 from sae_explore.views.text_page import SCROLLED_FROM, SCROLLED_HEIGHT
-from sae_explore.wording import sentence
+from sae_explore.wording import architecture_name, sentence
 
 NAMES = {"a": "Text A", "b": "Text B"}
 _LISTED = 2_000  # stored texts that are offered; others are opened by typing their id
@@ -234,7 +234,7 @@ def about(bundle: Bundle) -> str:
     """Which model, place and SAE: one line of markdown."""
     m = bundle.manifest
     sae, side = m["sae"], "output" if m["hook"].endswith("post") else "input"
-    kind = sae["architecture"] + (f", k = {sae['k']}" if sae["k"] else "")
+    kind = architecture_name(sae["architecture"]) + (f", k = {sae['k']}" if sae["k"] else "")
     return (
         f"{md(m['model']['display'])}, {side} of block {m['hook'].split('.')[1]} of {m['model']['n_layers']}; "
         f"SAE of {sae['d_sae']:,} features ({md(kind)}); bundle {md(bundle.name)}"

@@ -131,7 +131,7 @@ def _summary(traces: list[TextTrace], found: Comparison) -> str:
     return (
         f"**{shared}** of A's {n:,} and B's {m:,} {'is' if len(found.pairs) == 1 else 'are'} shared, in the same order. "
         f"**{count_of(only_a, 'feature')}** {'fires' if only_a == 1 else 'fire'} on A only, **{only_b:,}** on B only, "
-        f"**{len(found) - only_a - only_b:,}** on both."
+        f"**{len(found) - only_a - only_b:,}** on both, dense ones included."
     )
 
 

@@ -103,7 +103,7 @@ def _navigation(bundle: Bundle, feature: int) -> None:
     st.session_state[_NUMBER] = feature
     with st.container(horizontal=True, vertical_alignment="bottom", gap="small", width="content"):
         st.number_input(
-            "Go to number", 0, bundle.d_sae - 1, step=1, key=_NUMBER, on_change=_go_to_number, width=150, label_visibility="collapsed"
+            "Go to number", 0, bundle.d_sae - 1, step=1, key=_NUMBER, on_change=_go_to_number, width=84, label_visibility="collapsed"
         )
         st.button("Previous", icon=":material/chevron_left:", disabled=feature == 0, on_click=_go, args=(feature - 1,))
         st.button("Next", icon=":material/chevron_right:", disabled=feature == bundle.d_sae - 1, on_click=_go, args=(feature + 1,))

@@ -75,8 +75,7 @@ function line(row, data, choose) {
   if (row.cut_left) example.append(make("span", "cut", "… "));
   row.tokens.forEach((pieces, i) => {
     const span = make("span", "t" + (row.steps[i] ? " a" + row.steps[i] : "") + (i === row.peak ? " pk" : ""));
-    fill(span, pieces);
-    example.append(span);
+    place(example, span, pieces);
   });
   if (row.cut_right) example.append(make("span", "cut", " …"));
   const whole = make("div", "row");

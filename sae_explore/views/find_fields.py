@@ -67,7 +67,7 @@ def field(bundle: Bundle) -> Search:
     """Draw the choice and its field; returns the search, without filters."""
     if st.session_state.get("browse_by") not in BY:
         st.session_state["browse_by"] = NO_SEARCH.by
-    left, right = st.columns([11, 9], gap="medium", vertical_alignment="bottom")
+    left, right = st.columns([11, 9], gap="medium")
     with left:
         by = st.segmented_control("Find by", BY, format_func=_NAMES.get, required=True, key="browse_by", help=BY_HELP, wrap=True, **_STAY)
     with right:

@@ -27,9 +27,10 @@ def render(bundle: Bundle) -> None:
     shell.write_link(bundle, features=features)
     st.title("Lens", anchor=False)
     st.markdown(
-        "A feature adds its decoder direction to the residual stream; the logit lens reads that direction as if it went straight into the "
-        "model's unembedding, so its largest entries are the tokens that the feature makes more likely. Late layers write almost directly, "
-        "earlier ones are changed on the way: there the list is a hint, and the dashed line shows what chance gives."
+        "Which words does a feature make more likely? The **logit lens** reads what it adds to the model's state as if that went straight "
+        "to the output. Trust what reaches beyond the dashed line: chance gives the rest.",
+        help="It reads the feature's decoder direction through the model's unembedding. Late layers write almost directly; what earlier ones "
+        "write is changed on the way, so there the list is a hint.",
     )
     _choice(bundle)
     if not features:
@@ -65,15 +66,25 @@ def parse_numbers(text: str, d_sae: int, *, most: int = MOST) -> tuple[list[int]
 
 
 def _features(bundle: Bundle) -> list[int]:
-    """The chosen ones, or diverse ones to start with."""
+    """The chosen ones, or some to start with."""
     chosen = st.session_state.get(_CHOSEN)
     if chosen is None:
-        chosen = resources.get_diverse(bundle, _DIVERSE)
+        chosen = _telling(bundle) or resources.get_diverse(bundle, _DIVERSE)
     features, problems = parse_numbers(" ".join(map(str, chosen)), bundle.d_sae)
     st.session_state[_CHOSEN] = features
     for problem in [*st.session_state.pop("_lens_problems", ()), *problems]:
         st.warning(md(problem), icon=":material/error:")
     return features
+
+
+def _telling(bundle: Bundle) -> list[int]:
+    """Of the features that a person checked those whose lens says most, each of another theme; none if there are none."""
+    scores = np.nan_to_num(resources.get_frame(bundle)["score_lens"].to_numpy())
+    best: dict[str, int] = {}
+    for start in resources.get_starts(bundle):
+        if start.checked and scores[start.feature] > scores[best.setdefault(start.theme, start.feature)]:
+            best[start.theme] = start.feature
+    return sorted(best.values(), key=lambda feature: -scores[feature])[:_DIVERSE]
 
 
 def _typed(bundle: Bundle) -> None:

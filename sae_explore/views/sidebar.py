@@ -8,6 +8,7 @@ from sae_explore import public_mode
 from sae_explore.bundle import Bundle
 from sae_explore.spans import md
 from sae_explore.views import shared_note
+from sae_explore.wording import architecture_name
 
 CHOICES = (
     "feature",
@@ -50,15 +51,16 @@ def describe(bundle: Bundle) -> None:
     m, metrics = bundle.manifest, bundle.manifest["metrics"]
     sae, corpus = m["sae"], m["corpus"]
     side = "output" if m["hook"].endswith("post") else "input"
-    with st.sidebar:
+    architecture = architecture_name(sae["architecture"])
+    with st.sidebar.container(gap="xsmall"):
         st.markdown(f"**{md(m['model']['display'])}**")
         rows = [
             ("Where", f"{side} of block {m['hook'].split('.')[1]} of {m['model']['n_layers']}", m["hook"]),
-            ("SAE", f"{sae['d_sae']:,} features, {sae['architecture']}" + (f", k = {sae['k']}" if sae["k"] else ""), sae["source"]),
+            ("SAE", f"{sae['d_sae']:,} features, {architecture}" + (f", k = {sae['k']}" if sae["k"] else ""), sae["source"]),
             ("Explained variance", f"{metrics['explained_variance']:.2f}", f"{metrics['evaluated_on']}; {metrics['tokens_eval']:,} tokens"),
             (
                 "Texts",
-                f"{corpus['documents']:,} texts, {corpus['tokens']:,} tokens",
+                f"{corpus['documents']:,} ({corpus['tokens']:,} tokens)",
                 ", ".join(map(public_mode.shown_name, corpus["texts"])),
             ),
         ]

@@ -230,6 +230,8 @@ def _about_text(shown: Shown) -> str:
         reasons.append(f"{wording.count_of(sinks, 'attention sink')} ({SINK})")
     if reasons:
         said.append(f"Grey and ignored: {' and '.join(reasons)}.")
+    if any(data and not text for text, data in zip(trace.tokens.texts, trace.tokens.bytes, strict=True)):
+        said.append("Codes such as F0 9F: bytes of a character that the model reads in parts.")
     if shown.own and not links.fits_link(trace.text):
         said.append("A text of this length does not travel in the page's address: a copied link opens without it.")
     return " ".join([*said, "Click a token to see all that fires on it."])

@@ -28,6 +28,15 @@ _CSS = """
 """ + spans.colours()
 
 PIECES_JS = """
+// As in `spans.apart`: the space that a token begins with stands before it, outside of its colour.
+function place(root, span, pieces) {
+  const [[kind, string] = [], ...rest] = pieces;
+  const apart = kind === "text" && /^ \\S/.test(string);
+  if (apart) root.append(" ");
+  fill(span, apart ? [[kind, string.slice(1)], ...rest] : pieces);
+  root.append(span);
+}
+
 function fill(span, pieces) {
   for (const [kind, string] of pieces) {
     if (kind === "text") span.append(document.createTextNode(string));
@@ -49,8 +58,7 @@ function draw(root, data) {
   data.tokens.forEach((pieces, i) => {
     const span = document.createElement("span");
     span.dataset.i = i;
-    fill(span, pieces);
-    rows.append(span);
+    place(rows, span, pieces);
   });
   root.replaceChildren(rows);
 }

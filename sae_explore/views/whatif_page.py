@@ -135,7 +135,7 @@ def _tools(bundle: Bundle, feature: int, also: list[int], trace: TextTrace) -> N
     chosen_on = st.session_state.get("_whatif_piece")  # (feature, piece) of a row chosen in a table of that piece: it stays
     kept = chosen_on is not None and chosen_on[0] == feature and chosen_on[1].text == trace.text
     piece = chosen_on[1] if kept else piece_of(bundle, trace, int(trace.rows.column(feature).argmax()))
-    with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
+    with st.container(horizontal=True, gap="medium"):
         tool = st.segmented_control(
             "What to do", list(TOOLS), format_func=TOOLS.get, default="change", required=True, key="_whatif_tool", persist_state="session"
         )
