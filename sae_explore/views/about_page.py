@@ -10,7 +10,7 @@ from sae_explore.browse import start_feature
 from sae_explore.bundle import Bundle
 from sae_explore.spans import md
 from sae_explore.strength import band_shares
-from sae_explore.views import shell, sidebar
+from sae_explore.views import addresses, sidebar
 from sae_explore.wording import confidence_words, count_of, density_words, percent, sentence
 
 _EXAMPLES, _BEFORE, _AFTER = 3, 9, 6
@@ -19,7 +19,7 @@ _LISTED = 8  # sources of texts that are shown at once
 
 def render(bundle: Bundle) -> None:
     """The page."""
-    shell.write_link(bundle)
+    addresses.write_link(bundle)
     st.title("About", anchor=False)
     st.markdown(
         "A sparse autoencoder (SAE) rewrites a language model's inner state as a short list of **features**. This explorer shows what they "
@@ -112,7 +112,7 @@ def _live_example(bundle: Bundle, feature: int) -> None:
         return
     st.caption(f"{md(row['label'])} · {confidence_words(row['confidence'])} ({row['confidence']:.2f})")
     st.html(spans.examples_html(bundle.top_examples(feature, _EXAMPLES, before=_BEFORE, after=_AFTER), row["max"], feature=feature))
-    shell.feature_link(bundle, feature, icon=":material/arrow_forward:")
+    addresses.feature_link(bundle, feature, icon=":material/arrow_forward:")
 
 
 # ---- figures -----------------------------------------------------------------------------------------------------------
@@ -126,7 +126,7 @@ def _figures(bundle: Bundle) -> None:
         f"**{m['ce_increase']:+.3f}** nats a token higher; **{percent(m['dead'] / m['latents'])}** of its features never fire."
     )
     st.page_link(
-        shell.page_named("quality"),
+        addresses.page_named("quality"),
         label="All figures, each with its definition",
         icon=":material/arrow_forward:",
         query_params=links.query_of(bundle=bundle.name),

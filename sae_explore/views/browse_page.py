@@ -18,6 +18,7 @@ from sae_explore.scores import SCORES
 from sae_explore.spans import md
 from sae_explore.types import TextTrace
 from sae_explore.views import (
+    addresses,
     export_buttons,
     find_fields,
     find_filters,
@@ -25,7 +26,6 @@ from sae_explore.views import (
     find_results,
     notes_widgets,
     own_notes,
-    shell,
 )
 from sae_explore.views.feature_panel import feature_panel
 from sae_explore.views.find_results import Results
@@ -71,7 +71,7 @@ def render(bundle: Bundle) -> None:
     asked = find_fields.field(bundle)
     filters = find_filters.filters(bundle, frame)
     search = replace(filters, by=asked.by, query=asked.query, suppressed=asked.suppressed)
-    shell.write_link(bundle, search=search)
+    addresses.write_link(bundle, search=search)
     wanted = find_filters.filter_of(search, bundle)
     mask = kept(frame, wanted)
     place = st.empty()
@@ -225,7 +225,7 @@ def _on_phrase(bundle: Bundle, feature: int, trace: TextTrace) -> None:
     maximum = float(bundle.maxima[feature]) or float(trace.rows.column(feature).max())
     st.html(spans.run_html(tokens.texts, trace.rows.column(feature), trace.ignored, maximum, data=tokens.bytes, feature=feature))
     query = links.query_of(bundle=bundle.name, feature=feature, text=trace.text)
-    st.page_link(shell.page_named("text"), label="The phrase on the page Text", icon=":material/arrow_forward:", query_params=query)
+    st.page_link(addresses.page_named("text"), label="The phrase on the page Text", icon=":material/arrow_forward:", query_params=query)
 
 
 def _note(bundle: Bundle, search: Search) -> str:

@@ -7,7 +7,7 @@ import streamlit as st
 from sae_explore import build_jobs, resources
 from sae_explore.bundle import Bundle
 from sae_explore.spans import md
-from sae_explore.views import shell
+from sae_explore.views import addresses
 from sae_explore.views.build_form import build_form
 from sae_explore.views.build_status import ended_build, running_build
 from sae_explore.wording import sentence
@@ -16,7 +16,7 @@ from sae_explore.wording import sentence
 def render(bundle: Bundle | None) -> None:
     """The page; it needs no bundle."""
     if bundle is not None:
-        shell.write_link(bundle)
+        addresses.write_link(bundle)
     st.title("Build", anchor=False)
     if not resources.builds_allowed():
         st.info("Nothing can be built here: this app shows what was built elsewhere.", icon=":material/lock:")

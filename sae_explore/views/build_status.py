@@ -13,7 +13,7 @@ from sae_explore.errors import ExploreError
 from sae_explore.estimate import time_words
 from sae_explore.model_sources import display_name
 from sae_explore.spans import md
-from sae_explore.views import shell, sidebar
+from sae_explore.views import addresses
 from sae_explore.wording import count_of, sentence
 
 _EVERY = 1.5  # seconds between two looks
@@ -164,9 +164,9 @@ def _unfinished(job: Job) -> None:
 def open_bundle(name: str) -> None:
     """Go to the first page with this bundle open."""
     st.session_state["bundle"] = name
-    for key in sidebar.CHOICES:
+    for key in addresses.CHOICES:
         st.session_state.pop(key, None)
-    st.switch_page(shell.page_named("text"))
+    st.switch_page(addresses.page_named("text"))
 
 
 def _act(action, name: str) -> None:

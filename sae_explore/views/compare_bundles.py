@@ -12,7 +12,7 @@ from sae_explore.errors import ExploreError
 from sae_explore.showcase import notable
 from sae_explore.spans import md
 from sae_explore.types import TextTrace
-from sae_explore.views import compare_sides, compare_tables, own_notes, shell
+from sae_explore.views import addresses, compare_sides, compare_tables, own_notes
 from sae_explore.views.compare_sides import Side
 from sae_explore.views.feature_panel import feature_panel
 from sae_explore.wording import count_of, sentence
@@ -35,7 +35,7 @@ def render(bundle: Bundle) -> None:
     others = [name for name in resources.bundle_names() if name != bundle.name]
     side = _side(bundle)
     if not others:
-        shell.write_link(bundle)
+        addresses.write_link(bundle)
         _no_other(bundle)
         return
     left, right = st.columns(2, gap="medium")
@@ -47,7 +47,7 @@ def render(bundle: Bundle) -> None:
     compare_sides.show_problem()
     feature = compare_sides.feature_of_session(bundle)
     text = None if side is None else side.text
-    shell.write_link(bundle, feature=feature, text=text, document=side.document if side else None, bundle2=second_name)
+    addresses.write_link(bundle, feature=feature, text=text, document=side.document if side else None, bundle2=second_name)
     body = st.empty()
     if side is None:
         body.info("Type or choose a text, and compare.", icon=":material/compare:")
@@ -71,7 +71,7 @@ def _no_other(bundle: Bundle) -> None:
         icon=":material/inventory_2:",
     )
     if resources.builds_allowed():
-        st.page_link(shell.page_named("build"), label="Build another", icon=":material/construction:")
+        st.page_link(addresses.page_named("build"), label="Build another", icon=":material/construction:")
 
 
 def _side(bundle: Bundle) -> Side | None:

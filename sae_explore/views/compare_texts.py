@@ -12,7 +12,7 @@ from sae_explore.errors import ExploreError
 from sae_explore.showcase import notable
 from sae_explore.spans import md
 from sae_explore.types import TextTrace
-from sae_explore.views import compare_sides, compare_tables, shell
+from sae_explore.views import addresses, compare_sides, compare_tables
 from sae_explore.views.compare_sides import PAIRS, Side
 from sae_explore.views.feature_panel import feature_panel
 from sae_explore.wording import count_of, percent, sentence
@@ -32,7 +32,7 @@ def render(bundle: Bundle) -> None:
     _form(bundle, a, b)
     st.caption(compare_sides.about(bundle))
     feature = compare_sides.feature_of_session(bundle)
-    shell.write_link(
+    addresses.write_link(
         bundle,
         bare=default and feature is None,
         feature=feature,

@@ -13,7 +13,7 @@ import streamlit as st
 from sae_explore import links
 from sae_explore.bundle import Bundle
 from sae_explore.types import Example
-from sae_explore.views import shell
+from sae_explore.views import addresses
 
 _KEY = "_example_links"
 _JS = """
@@ -47,7 +47,7 @@ def address(bundle: Bundle, feature: int):
 def follow_if_clicked() -> None:
     """At the top of a page: go where a click led."""
     if page := st.session_state.pop("_go_to", None):
-        st.switch_page(shell.page_named(page))
+        st.switch_page(addresses.page_named(page))
 
 
 def catcher(bundle: Bundle) -> None:

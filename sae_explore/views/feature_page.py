@@ -11,6 +11,7 @@ from sae_explore.bundle import Bundle
 from sae_explore.neuronpedia import feature_url
 from sae_explore.spans import md
 from sae_explore.views import (
+    addresses,
     example_links,
     export_buttons,
     feature_current,
@@ -20,7 +21,6 @@ from sae_explore.views import (
     feature_test,
     notes_widgets,
     own_notes,
-    shell,
 )
 from sae_explore.wording import KIND_WORDS, count_of, density_words, label_origin, mark_help, percent, shown_label
 
@@ -33,7 +33,7 @@ def render(bundle: Bundle) -> None:
     asked = resources.get_card(bundle, _chosen(bundle), top=feature_examples.TOP)
     feature = feature_related.picked(asked)
     st.session_state["feature"] = feature
-    shell.write_link(bundle, feature=feature)
+    addresses.write_link(bundle, feature=feature)
     card = asked if feature == asked.ref.feature else resources.get_card(bundle, feature, top=feature_examples.TOP)
     st.space(4)  # a title in a row has no room above it
     with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center"):
@@ -184,7 +184,7 @@ def _actions(bundle: Bundle, feature: int, row: dict) -> None:
         export_buttons.feature_buttons(bundle, feature)
         if row["count"]:
             query = links.query_of(bundle=bundle.name, feature=feature)
-            st.page_link(shell.page_named("whatif"), label="What if it were off?", icon=":material/experiment:", query_params=query)
+            st.page_link(addresses.page_named("whatif"), label="What if it were off?", icon=":material/experiment:", query_params=query)
         if url := feature_url(bundle.manifest["sae"], feature):
             st.page_link(
                 url, label="On Neuronpedia", icon=":material/open_in_new:", help="The same feature of the same published SAE there."

@@ -9,7 +9,7 @@ from sae_explore.bundle import Bundle
 from sae_explore.strength import band_of
 from sae_explore.text_view import shares
 from sae_explore.types import TextTrace
-from sae_explore.views import shell
+from sae_explore.views import addresses
 
 EXAMPLES, BEFORE, AFTER, LENS = 4, 9, 6, 8
 
@@ -52,7 +52,7 @@ def feature_panel(bundle: Bundle, feature: int, *, trace: TextTrace | None = Non
         with st.container(gap="xsmall"):
             st.markdown(f"**{title}**", help=LENS_HELP)
             st.html(spans.chips_html(t.token for t in listed[:LENS]))
-    shell.feature_link(bundle, feature, "Open this feature's page", icon=":material/arrow_forward:")
+    addresses.feature_link(bundle, feature, "Open this feature's page", icon=":material/arrow_forward:")
 
 
 def _on_text(bundle: Bundle, feature: int, trace: TextTrace) -> str:

@@ -11,7 +11,7 @@ from sae_explore.errors import ExploreError
 from sae_explore.spans import dotted, md
 from sae_explore.strength import band_of
 from sae_explore.types import TextTrace
-from sae_explore.views import shell
+from sae_explore.views import addresses
 from sae_explore.views.feature_current import TEST_TEXT
 from sae_explore.views.model_wait import model_ready
 from sae_explore.wording import count_of, percent, sentence
@@ -78,7 +78,7 @@ def _result(bundle: Bundle, feature: int, trace: TextTrace) -> None:
     peak = int(values.argmax()) if (values > 0).any() else None
     st.html(spans.run_html(trace.tokens.texts, values, trace.ignored, scale, peak=peak, data=trace.tokens.bytes, feature=feature))
     st.page_link(
-        shell.page_named("text"),
+        addresses.page_named("text"),
         label="All features of this text",
         icon=":material/edit_note:",
         query_params=links.query_of(bundle=bundle.name, text=trace.text),

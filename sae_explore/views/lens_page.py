@@ -11,7 +11,7 @@ from sae_explore import figures, resources, spans
 from sae_explore.bundle import Bundle
 from sae_explore.diverse import LIMIT, cosine_matrix
 from sae_explore.spans import md
-from sae_explore.views import shell
+from sae_explore.views import addresses
 from sae_explore.views.feature_sections import convention_choice, lens_baseline
 
 MOST = 8  # features side by side
@@ -24,7 +24,7 @@ _CHOSEN = "lens_features"
 def render(bundle: Bundle) -> None:
     """The page."""
     features = _features(bundle)
-    shell.write_link(bundle, features=features)
+    addresses.write_link(bundle, features=features)
     st.title("Lens", anchor=False)
     st.markdown(
         "Which words does a feature make more likely? The **logit lens** reads what it adds to the model's state as if that went straight "
@@ -130,7 +130,7 @@ def _bars(bundle: Bundle, features: list[int], convention: str) -> None:
         columns = st.columns(per_row, gap="medium")
         for column, feature, row, tokens, baseline in zip(columns, *(x[start:] for x in (features, rows, lists, baselines)), strict=False):
             with column:
-                shell.feature_link(bundle, feature, f"Feature {feature}: {md(row['label'])}")
+                addresses.feature_link(bundle, feature, f"Feature {feature}: {md(row['label'])}")
                 st.plotly_chart(
                     figures.lens_bars(tokens, baseline=baseline, end=end),
                     config=figures.CONFIG,

@@ -12,7 +12,7 @@ from sae_explore.bundle import Bundle
 from sae_explore.notes import MAX_LIST_FEATURES, MAX_NAME, MAX_NOTE, Notes, SavedList
 from sae_explore.spans import md, plain
 from sae_explore.text_view import labels_of
-from sae_explore.views import export_buttons, notes_in_out, own_notes, shell
+from sae_explore.views import addresses, export_buttons, notes_in_out, own_notes
 from sae_explore.views.lens_page import parse_numbers
 from sae_explore.wording import count_of
 
@@ -35,9 +35,9 @@ def render(bundle: Bundle) -> None:
         st.info(
             "There is no list yet. Make one with “New list”, or open a feature and choose “Add to a list”.", icon=":material/bookmark_add:"
         )
-        shell.write_link(bundle)
+        addresses.write_link(bundle)
     else:
-        shell.write_link(bundle, **_query(saved))
+        addresses.write_link(bundle, **_query(saved))
         _one_list(bundle, saved)
     notes_in_out.labels(bundle, found)
     notes_in_out.in_and_out(bundle, found)
@@ -70,7 +70,7 @@ def _linked(bundle: Bundle, found: Notes) -> SavedList | None:
 
 
 def _from_link(bundle: Bundle, linked: SavedList) -> None:
-    shell.write_link(bundle, **_query(linked))
+    addresses.write_link(bundle, **_query(linked))
 
     def keep() -> None:
         def edit(now: Notes) -> Notes:
@@ -90,7 +90,7 @@ def _from_link(bundle: Bundle, linked: SavedList) -> None:
     feature = _selected(bundle, linked, "Select a row to open its feature.")
     with st.container(horizontal=True, vertical_alignment="center"):
         if feature is not None:
-            shell.feature_link(bundle, feature, icon=":material/arrow_forward:")
+            addresses.feature_link(bundle, feature, icon=":material/arrow_forward:")
         st.button("Keep it", icon=":material/bookmark_add:", type="primary", on_click=keep)
         st.button("Close", on_click=lambda: st.session_state.pop(_LINKED, None))
 
@@ -147,7 +147,7 @@ def _one_list(bundle: Bundle, saved: SavedList) -> None:
         export_buttons.list_buttons(bundle, saved)
         if saved.entries:
             query = links.query_of(bundle=bundle.name, features=saved.features[:8])
-            st.page_link(shell.page_named("lens"), label="Side by side in Lens", icon=":material/search_insights:", query_params=query)
+            st.page_link(addresses.page_named("lens"), label="Side by side in Lens", icon=":material/search_insights:", query_params=query)
     if saved.entries:
         _link(bundle, saved)
 
@@ -215,7 +215,7 @@ def _of_selected(bundle: Bundle, saved: SavedList, feature: int) -> None:
 
     with st.container(border=True, gap="small"):
         with st.container(horizontal=True, vertical_alignment="center"):
-            shell.feature_link(bundle, feature, icon=":material/arrow_forward:")
+            addresses.feature_link(bundle, feature, icon=":material/arrow_forward:")
             st.button("Up", icon=":material/arrow_upward:", disabled=at == 0, on_click=move, args=(-1,))
             st.button("Down", icon=":material/arrow_downward:", disabled=at == len(saved.entries) - 1, on_click=move, args=(1,))
             st.button("Remove", icon=":material/bookmark_remove:", on_click=remove)

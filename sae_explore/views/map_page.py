@@ -15,7 +15,7 @@ from sae_explore.browse import Filter, kept, ordered
 from sae_explore.bundle import Bundle
 from sae_explore.spans import md
 from sae_explore.types import TextTrace
-from sae_explore.views import feature_current, feature_tables, find_keep, own_notes, shell
+from sae_explore.views import addresses, feature_current, feature_tables, find_keep, own_notes
 from sae_explore.views.feature_panel import feature_panel
 from sae_explore.wording import OWN, count_of
 
@@ -34,7 +34,7 @@ def render(bundle: Bundle) -> None:
     st.title("Map", anchor=False)
     own_notes.show_problem()
     feature = _chosen(bundle)
-    shell.write_link(bundle, feature=feature)
+    addresses.write_link(bundle, feature=feature)
     if bundle.map_xy is None:
         _no_map(bundle)
         return

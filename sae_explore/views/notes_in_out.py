@@ -13,7 +13,7 @@ from sae_explore.errors import ExploreError
 from sae_explore.notes import Notes, sae_of
 from sae_explore.notes_json import MAX_BYTES, merged, read_json, to_json
 from sae_explore.spans import md, plain
-from sae_explore.views import own_notes, shell
+from sae_explore.views import addresses, own_notes
 
 
 def labels(bundle: Bundle, found: Notes) -> None:
@@ -42,7 +42,7 @@ def labels(bundle: Bundle, found: Notes) -> None:
     )
     picked = event["selection"]["rows"]
     if picked and picked[0] < len(features):
-        shell.feature_link(bundle, features[picked[0]], icon=":material/arrow_forward:")
+        addresses.feature_link(bundle, features[picked[0]], icon=":material/arrow_forward:")
     else:
         st.caption("Select a row to open its feature.")
 

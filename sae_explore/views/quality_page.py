@@ -12,13 +12,13 @@ from sae_explore import figures, figures_quality, quality, resources, spans
 from sae_explore.bundle import Bundle
 from sae_explore.quality import LOSSES, NEAR, StoreQuality, number
 from sae_explore.spans import md
-from sae_explore.views import shell
+from sae_explore.views import addresses
 from sae_explore.wording import count_of, density_words, percent, sentence
 
 
 def render(bundle: Bundle) -> None:
     """The page."""
-    shell.write_link(bundle)
+    addresses.write_link(bundle)
     st.title("Quality", anchor=False)
     st.markdown(
         "How much of the model survives in this SAE, and at what price. Each figure stands beside its definition and the tokens that it was "

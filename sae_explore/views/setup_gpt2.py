@@ -7,7 +7,7 @@ import streamlit as st
 from sae_explore import build_jobs, resources
 from sae_explore.bundle import Bundle
 from sae_explore.presets import request_for
-from sae_explore.views import shell
+from sae_explore.views import addresses
 from sae_explore.views.build_status import share_done
 
 NAME = "gpt2"
@@ -19,13 +19,13 @@ def offer(bundle: Bundle | None) -> None:
         return
     if job := build_jobs.running(resources.cache_folder()):
         what = "GPT-2 is" if job.name == NAME else "A bundle is"
-        st.page_link(shell.page_named("build"), label=f"{what} being built: {share_done(job):.0%}", icon=":material/progress_activity:")
+        st.page_link(addresses.page_named("build"), label=f"{what} being built: {share_done(job):.0%}", icon=":material/progress_activity:")
         return
     if bundle is not None:
         st.caption("This is the demo, on a small model. GPT-2 is one step away:" if bundle.name == "demo" else "GPT-2 is one step away:")
     said = "Downloads GPT-2 and a published SAE for it (about 700 MB) and builds their bundle. It can be left alone, cancelled and resumed."
     if st.button("Set up GPT-2", icon=":material/download:", help=said, key="setup_gpt2", width="stretch") and _begun():
-        st.switch_page(shell.page_named("build"))
+        st.switch_page(addresses.page_named("build"))
 
 
 def _begun() -> bool:

@@ -7,21 +7,8 @@ import streamlit as st
 from sae_explore import public_mode
 from sae_explore.bundle import Bundle
 from sae_explore.spans import md
-from sae_explore.views import shared_note
+from sae_explore.views import addresses, setup_gpt2, shared_note
 from sae_explore.wording import architecture_name
-
-CHOICES = (
-    "feature",
-    "text",
-    "document",
-    "lens_features",
-    "linked_list",
-    "also_features",
-    "compare_link",
-    "compare_a",
-    "compare_b",
-    "compare_bundle",
-)  # what a session has chosen in a bundle
 
 
 def empty() -> None:
@@ -38,7 +25,7 @@ def choose(names: list[str], current: str) -> None:
 
     def changed() -> None:
         st.session_state["bundle"] = st.session_state["_bundle_choice"]
-        for key in CHOICES:
+        for key in addresses.CHOICES:
             st.session_state.pop(key, None)
 
     st.session_state["_bundle_choice"] = current  # a link may have changed it
@@ -87,7 +74,5 @@ def public_words() -> str:
 
 
 def _offer_gpt2(bundle: Bundle | None) -> None:
-    from sae_explore.views import setup_gpt2  # it needs the shell, which needs this module
-
     with st.sidebar:
         setup_gpt2.offer(bundle)

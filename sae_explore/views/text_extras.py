@@ -10,7 +10,7 @@ import streamlit as st
 from sae_explore import links, spans, text_view, wording
 from sae_explore.bundle import Bundle
 from sae_explore.types import TextTrace
-from sae_explore.views import shell
+from sae_explore.views import addresses
 
 MAP_FEATURES, MAP_TOKENS = 12, 160
 
@@ -20,8 +20,8 @@ def onward(bundle: Bundle, feature: int | None, *, text: str | None, document: s
     query = links.query_of(bundle=bundle.name, text=text, document=document)
     if feature is not None:
         also = {"query_params": query | {"feature": str(feature)}, "help": "Change this feature inside the model while it reads this text."}
-        st.page_link(shell.page_named("whatif"), label="What if it were off here?", icon=":material/experiment:", **also)
-    st.page_link(shell.page_named("compare"), label="Compare with another text", icon=":material/compare:", query_params=query)
+        st.page_link(addresses.page_named("whatif"), label="What if it were off here?", icon=":material/experiment:", **also)
+    st.page_link(addresses.page_named("compare"), label="Compare with another text", icon=":material/compare:", query_params=query)
 
 
 def feature_map(bundle: Bundle, trace: TextTrace, rows: text_view.Ranked, position: int | None) -> None:

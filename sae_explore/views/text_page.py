@@ -13,7 +13,7 @@ from sae_explore.bundle import Bundle
 from sae_explore.errors import ExploreError, InputError
 from sae_explore.showcase import Pick, notable
 from sae_explore.types import TextTrace
-from sae_explore.views import example_links, feature_tables, model_wait, shell, text_choice, text_extras
+from sae_explore.views import addresses, example_links, feature_tables, model_wait, text_choice, text_extras
 from sae_explore.views.feature_panel import feature_panel
 from sae_explore.views.feature_starts import feature_starts
 from sae_explore.views.token_picker import token_picker
@@ -91,7 +91,7 @@ def _own_text(bundle: Bundle, own: str, feature: int | None, body) -> Shown | No
     """The own text through the model; None while it cannot be read, for which `body` says why."""
     try:
         text_view.check_own_text(own)
-        shell.write_link(bundle, feature=feature, text=own)  # before a long wait: reloading the page then loses nothing
+        addresses.write_link(bundle, feature=feature, text=own)  # before a long wait: reloading the page then loses nothing
         if not model_wait.model_ready(bundle, body):
             return None
         with body, st.spinner("Reading the text …", show_time=True):
@@ -107,7 +107,7 @@ def _stored_text(bundle: Bundle, row: int, feature: int | None, first: Pick) -> 
     """A text of the store, which needs no model. What a first visit shows has the bare address."""
     document_id, source, category = (bundle.documents[c][row].as_py() for c in ("id", "source", "category"))
     untouched = row == first.document and feature == (first.features[0] if first.features else None)
-    shell.write_link(bundle, bare=untouched, feature=feature, document=document_id)
+    addresses.write_link(bundle, bare=untouched, feature=feature, document=document_id)
     said = f"Stored text {spans.md(document_id)} ({spans.md(', '.join(dict.fromkeys(filter(None, (category, source)))))})"
     return Shown(resources.get_document_trace(bundle, row), f"{bundle.name}-{row}", False, said, document_id)
 
@@ -210,7 +210,9 @@ def _silent(bundle: Bundle, feature: int) -> None:
     st.markdown(f"Feature {feature} is **silent** on this text; the colours show each token's strongest feature.")
     if found := bundle.top_examples(feature, 1):
         query = links.query_of(bundle=bundle.name, feature=feature, document=found[0].document_id)
-        st.page_link(shell.page_named("text"), label="Show a text on which it fires", icon=":material/arrow_forward:", query_params=query)
+        st.page_link(
+            addresses.page_named("text"), label="Show a text on which it fires", icon=":material/arrow_forward:", query_params=query
+        )
 
 
 def _fired(feature: int, value: float, share: float) -> str:

@@ -10,7 +10,7 @@ from sae_explore.bundle import Bundle
 from sae_explore.errors import ExploreError, InputError
 from sae_explore.spans import md
 from sae_explore.types import TextTrace
-from sae_explore.views import model_wait, shell
+from sae_explore.views import addresses, model_wait
 from sae_explore.views.whatif_scene import Scene, piece_of, refuse
 from sae_explore.wording import sentence
 
@@ -46,7 +46,7 @@ def render(bundle: Bundle) -> None:
     with right:
         _feature_choice(bundle, feature)
     also = _also(bundle, feature)
-    shell.write_link(bundle, feature=feature, features=also, text=None if document else text, document=document)
+    addresses.write_link(bundle, feature=feature, features=also, text=None if document else text, document=document)
     body = st.empty()
     try:
         text_view.check_own_text(text)
@@ -125,7 +125,7 @@ def _feature_choice(bundle: Bundle, feature: int) -> None:
         st.number_input("Feature", 0, bundle.d_sae - 1, step=1, key="_whatif_number", on_change=chosen, width=170)
         (label,) = text_view.labels_of(bundle, [feature])
         st.markdown(f"**{md(label)}**")
-        shell.feature_link(bundle, feature, "Open this feature's page", icon=":material/arrow_forward:")
+        addresses.feature_link(bundle, feature, "Open this feature's page", icon=":material/arrow_forward:")
 
 
 # ---- the tools ---------------------------------------------------------------------------------------------------------
