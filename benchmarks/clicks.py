@@ -27,7 +27,7 @@ from app_driver import open_page  # noqa: E402
 from benchmarks.machine import describe, print_table  # noqa: E402
 from sae_explore import resources  # noqa: E402
 from sae_explore.bench_data import synthetic_bundle  # noqa: E402
-from sae_explore.bundle import Bundle  # noqa: E402
+from sae_explore.bundles.bundle import Bundle  # noqa: E402
 from sae_explore.terminal import say  # noqa: E402
 
 LATENTS, TOKENS = 24_576, 1_000_000

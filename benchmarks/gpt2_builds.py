@@ -37,9 +37,10 @@ from hub_server import HubServer  # noqa: E402
 from sae_layouts import OLD_CONFIG, save_json  # noqa: E402
 
 from benchmarks.inputs import write_tokenizer  # noqa: E402
-from sae_explore import model_sources, sae_names  # noqa: E402
-from sae_explore.embedded import embedded_rows  # noqa: E402
-from sae_explore.model import load_model  # noqa: E402
+from sae_explore.models import model_sources  # noqa: E402
+from sae_explore.models.model import load_model  # noqa: E402
+from sae_explore.saes import sae_names  # noqa: E402
+from sae_explore.texts.embedded import embedded_rows  # noqa: E402
 from sae_explore.types import HookPoint  # noqa: E402
 
 HOOK = "blocks.7.hook_resid_pre"
@@ -56,8 +57,8 @@ _SETS = {
 _BUILD = """
 import sys
 from pathlib import Path
-from sae_explore.build import build
-from sae_explore.presets import request_for
+from sae_explore.building.build import build
+from sae_explore.building.presets import request_for
 build(request_for(sys.argv[1], **({"weights": "float16"} if sys.argv[3] == "half" else {})), cache=Path(sys.argv[2]),
           report=lambda stage, text, share=None: print(stage, flush=True))
 """

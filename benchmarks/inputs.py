@@ -24,12 +24,12 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from transformers.utils import logging as hf_logging
 
+from sae_explore.activations.collect import residual_blocks
 from sae_explore.bench_data import random_sae
-from sae_explore.collect import residual_blocks
-from sae_explore.embedded import embedded_rows
 from sae_explore.errors import InputError
-from sae_explore.model import load_model, load_tokenizer
-from sae_explore.sae_formats import save_sae
+from sae_explore.models.model import load_model, load_tokenizer
+from sae_explore.saes.sae_formats import save_sae
+from sae_explore.texts.embedded import embedded_rows
 from sae_explore.types import HookPoint
 
 log = logging.getLogger(__name__)

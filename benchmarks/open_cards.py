@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.machine import private_memory
-from sae_explore.bundle import Bundle
+from sae_explore.bundles.bundle import Bundle
 
 
 def main(folder: str, n: str) -> None:

@@ -18,16 +18,17 @@ import torch
 import transformers
 
 from benchmarks.inputs import Setup, read_setup
-from sae_explore import build_stages, train
-from sae_explore.activation_shards import MemoryActivations
-from sae_explore.activation_store import STORE_FILE, ActivationStore
-from sae_explore.build_context import Context
-from sae_explore.build_request import BuildRequest
-from sae_explore.build_work import Work
-from sae_explore.bundle import EXAMPLES_FILE, TOKENS_FILE
+from sae_explore.activations.activation_shards import MemoryActivations
+from sae_explore.activations.activation_store import STORE_FILE, ActivationStore
+from sae_explore.activations.feature_stats import NONE, TOP_EXAMPLES
+from sae_explore.building import build_stages
+from sae_explore.building.build_context import Context
+from sae_explore.building.build_request import BuildRequest
+from sae_explore.building.build_work import Work
+from sae_explore.bundles.bundle import EXAMPLES_FILE, TOKENS_FILE
 from sae_explore.errors import ExploreError
-from sae_explore.feature_stats import NONE, TOP_EXAMPLES
-from sae_explore.tensor_file import read_tensors
+from sae_explore.files.tensor_file import read_tensors
+from sae_explore.saes import train
 
 BEFORE = ("texts", "tokens", "sae")
 MEASURED = ("store", "features")

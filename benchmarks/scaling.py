@@ -26,7 +26,7 @@ from benchmarks.machine import describe, print_table
 from benchmarks.our_side import measured_build
 from sae_explore import command_line
 from sae_explore.bench_data import synthetic_bundle
-from sae_explore.build_request import BuildRequest
+from sae_explore.building.build_request import BuildRequest
 from sae_explore.command_line import Parser, positive
 from sae_explore.errors import ExploreError
 from sae_explore.terminal import say

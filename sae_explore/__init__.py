@@ -11,13 +11,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sae_explore.bundle import Bundle, open_bundle
-    from sae_explore.tracer import Tracer
+    from sae_explore.bundles.bundle import Bundle, open_bundle
+    from sae_explore.bundles.tracer import Tracer
 
 __all__ = ["Bundle", "Tracer", "open_bundle"]
 __version__ = "0.1.0"
 
-_HOMES = {"Bundle": "sae_explore.bundle", "open_bundle": "sae_explore.bundle", "Tracer": "sae_explore.tracer"}
+_HOMES = {"Bundle": "sae_explore.bundles.bundle", "open_bundle": "sae_explore.bundles.bundle", "Tracer": "sae_explore.bundles.tracer"}
 
 
 def __getattr__(name: str) -> object:

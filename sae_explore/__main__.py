@@ -6,14 +6,16 @@ import argparse
 import sys
 from pathlib import Path
 
-from sae_explore import bundle_files, command_line, default_bundle, export
-from sae_explore.build_work import work_folder
-from sae_explore.bundle import Bundle, open_bundle
-from sae_explore.bundle_checks import check_facts
+from sae_explore import command_line, export
+from sae_explore.building.build_work import work_folder
+from sae_explore.bundles import default_bundle
+from sae_explore.bundles.bundle import Bundle, open_bundle
+from sae_explore.bundles.bundle_checks import check_facts
 from sae_explore.errors import ExploreError, InputError
+from sae_explore.files import bundle_files
 from sae_explore.json_output import feature_json, metrics_json, trace_json
-from sae_explore.notes import SavedList, sae_of
-from sae_explore.notes_store import FileStore
+from sae_explore.notebook.notes import SavedList, sae_of
+from sae_explore.notebook.notes_store import FileStore
 from sae_explore.strength import band_of
 from sae_explore.terminal import clean, example_line, say, shown_token
 from sae_explore.types import TextTrace
@@ -99,7 +101,7 @@ def _build(args: argparse.Namespace) -> None:
         say(f"bundle {name}: {bundle.d_sae:,} features over {bundle.n_documents:,} texts")
         _print_metrics(metrics_json(bundle))
         if bundle.map_xy is None:
-            from sae_explore.feature_map import INSTALL
+            from sae_explore.features.feature_map import INSTALL
 
             say(f"no map of its features yet: {INSTALL} && python -m sae_explore map {name}")
         say("explore it: streamlit run streamlit_app.py")
@@ -142,7 +144,7 @@ def _bundles(args: argparse.Namespace) -> None:
 def _text(args: argparse.Namespace) -> None:
     text = command_line.read_text(args.text)
     bundle = open_bundle(args.bundle)
-    from sae_explore.tracer import Tracer  # imports torch
+    from sae_explore.bundles.tracer import Tracer  # imports torch
 
     trace = Tracer.load(bundle).trace(text)
     if args.json:
@@ -183,7 +185,7 @@ def _metrics(args: argparse.Namespace) -> None:
     bundle = open_bundle(args.bundle)
     found = metrics_json(bundle)
     if args.recompute:
-        from sae_explore.recompute import recompute_metrics  # imports torch
+        from sae_explore.building.recompute import recompute_metrics  # imports torch
 
         with command_line.TerminalProgress(quiet=args.json) as progress:
             found |= recompute_metrics(bundle, report=lambda share: progress("metrics", "running the model", share))
@@ -195,7 +197,7 @@ def _metrics(args: argparse.Namespace) -> None:
 
 def _map(args: argparse.Namespace) -> None:
     bundle = open_bundle(args.bundle)
-    from sae_explore.feature_map import add_map  # imports torch and a library of its own when it draws
+    from sae_explore.features.feature_map import add_map  # imports torch and a library of its own when it draws
 
     with command_line.TerminalProgress(quiet=args.json) as bar:
         done = add_map(bundle, report=lambda text, share=None: bar("map", text, share))
@@ -239,7 +241,7 @@ def _export(args: argparse.Namespace) -> None:
 def _trace_of(bundle: Bundle, text: str | None, document: str | None) -> TextTrace:
     """An own text through the model, or a stored one, which needs none."""
     if text is not None:
-        from sae_explore.tracer import Tracer  # imports torch
+        from sae_explore.bundles.tracer import Tracer  # imports torch
 
         return Tracer.load(bundle).trace(text)
     row = bundle.find_document(document)
@@ -265,7 +267,7 @@ def _print_metrics(m: dict) -> None:
 
 
 def _push(args: argparse.Namespace) -> None:
-    from sae_explore.push import push
+    from sae_explore.bundles.push import push
 
     done = push(args.bundle, args.repository, public=args.public, quiet=args.json or not sys.stderr.isatty())
     for note in done.notes:
@@ -279,7 +281,7 @@ def _push(args: argparse.Namespace) -> None:
 
 
 def _pull(args: argparse.Namespace) -> None:
-    from sae_explore.pull import pull
+    from sae_explore.bundles.pull import pull
 
     with command_line.TerminalProgress(quiet=args.json) as bar:
         found = pull(args.repository, revision=args.revision, force=args.force, report=lambda text, share: bar("pull", text, share))

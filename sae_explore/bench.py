@@ -18,16 +18,16 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from sae_explore import train
-from sae_explore.activation_shards import MemoryActivations
-from sae_explore.activation_store import StoreWriter
+from sae_explore.activations.activation_shards import MemoryActivations
+from sae_explore.activations.activation_store import StoreWriter
+from sae_explore.activations.collect import batch_tokens, residual_blocks
+from sae_explore.activations.encoding import trace_text, training_dtype, write_block
 from sae_explore.bench_data import random_gpt2, random_sae, synthetic_bundle
-from sae_explore.bundle import Bundle
-from sae_explore.collect import batch_tokens, residual_blocks
-from sae_explore.encoding import trace_text, training_dtype, write_block
-from sae_explore.model import LanguageModel
+from sae_explore.bundles.bundle import Bundle
+from sae_explore.models.model import LanguageModel
+from sae_explore.models.windows import length_batches, windows_of
+from sae_explore.saes import train
 from sae_explore.types import HookPoint
-from sae_explore.windows import length_batches, windows_of
 
 HOOK = HookPoint.parse("blocks.6.hook_resid_post")
 CONTEXT = 128

@@ -9,19 +9,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from sae_explore import bundle as bundle_module
-from sae_explore import products
-from sae_explore.activation_store import STORE_FILE, StoreWriter
-from sae_explore.bundle import Bundle
-from sae_explore.bundle_checks import CROSS_ENTROPIES
-from sae_explore.bundle_files import publish
-from sae_explore.feature_stats import COACTIVE, EXAMPLE_INTERVALS, HISTOGRAM_BINS, PER_INTERVAL, RANDOM_EXAMPLES, TOP_EXAMPLES
-from sae_explore.feature_table import NEIGHBOURS
-from sae_explore.lens import CONVENTIONS, LENS_TOP, LOGIT_BINS
-from sae_explore.model import LanguageModel, Unembedding
-from sae_explore.sae import Sae
-from sae_explore.tensor_file import write_tensors
-from sae_explore.tokens import Vocabulary
+from sae_explore.activations.activation_store import STORE_FILE, StoreWriter
+from sae_explore.activations.feature_stats import COACTIVE, EXAMPLE_INTERVALS, HISTOGRAM_BINS, PER_INTERVAL, RANDOM_EXAMPLES, TOP_EXAMPLES
+from sae_explore.bundles import bundle as bundle_module
+from sae_explore.bundles.bundle import Bundle
+from sae_explore.bundles.bundle_checks import CROSS_ENTROPIES
+from sae_explore.features.feature_table import NEIGHBOURS
+from sae_explore.features.lens import CONVENTIONS, LENS_TOP, LOGIT_BINS
+from sae_explore.files.bundle_files import publish
+from sae_explore.files.tensor_file import write_tensors
+from sae_explore.models import products
+from sae_explore.models.model import LanguageModel, Unembedding
+from sae_explore.models.tokens import Vocabulary
+from sae_explore.saes.sae import Sae
 from sae_explore.types import HookPoint, SaeSpec
 
 VOCABULARY = 50_257

@@ -15,15 +15,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import fields
 from typing import NoReturn
 
-from sae_explore import bundle_files, default_bundle
-from sae_explore.build import build as run_build
-from sae_explore.build_progress import ProgressFile, job_folder
-from sae_explore.build_request import BuildRequest
-from sae_explore.bundle import Bundle, open_bundle
+from sae_explore.building.build import build as run_build
+from sae_explore.building.build_progress import ProgressFile, job_folder
+from sae_explore.building.build_request import BuildRequest
+from sae_explore.building.presets import PRESETS, request_for
+from sae_explore.bundles import default_bundle
+from sae_explore.bundles.bundle import Bundle, open_bundle
 from sae_explore.errors import ExploreError, InputError
-from sae_explore.presets import PRESETS, request_for
+from sae_explore.explore.text_view import MAX_TEXT_CHARS, check_own_text
+from sae_explore.files import bundle_files
 from sae_explore.terminal import clean
-from sae_explore.text_view import MAX_TEXT_CHARS, check_own_text
 
 
 class Parser(argparse.ArgumentParser):

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from sae_explore import command_line, methods
-from sae_explore.bundle import Bundle
-from sae_explore.diverse import LIMIT, cosine_matrix
+from sae_explore.bundles.bundle import Bundle
+from sae_explore.features.diverse import LIMIT, cosine_matrix
 from sae_explore.json_output import labels_json, lens_json
 from sae_explore.terminal import say, shown_token
 from sae_explore.types import LensToken

@@ -20,13 +20,13 @@ from typing import BinaryIO
 import numpy as np
 import pyarrow as pa
 
-from sae_explore.bundle import Bundle
+from sae_explore.bundles.bundle import Bundle
+from sae_explore.drawing.standalone_html import feature_html, feature_html_parts
 from sae_explore.errors import InputError
+from sae_explore.explore.text_view import ranked_csv
 from sae_explore.json_output import trace_json
-from sae_explore.notes import Notes, OwnLabel
-from sae_explore.standalone_html import feature_html, feature_html_parts
-from sae_explore.text_view import ranked_csv
-from sae_explore.tokens import readable
+from sae_explore.models.tokens import readable
+from sae_explore.notebook.notes import Notes, OwnLabel
 from sae_explore.types import TextTrace
 
 __all__ = [

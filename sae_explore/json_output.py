@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sae_explore.bundle import Bundle
+from sae_explore.bundles.bundle import Bundle
 from sae_explore.types import Example, FeatureCard, LensToken, TextTrace
 
 TOP_FEATURES = 50

@@ -10,9 +10,9 @@ from collections import Counter
 from collections.abc import Sequence
 
 from sae_explore import command_line, methods
-from sae_explore.bundle import Bundle
+from sae_explore.bundles.bundle import Bundle
+from sae_explore.features.labels import normal
 from sae_explore.json_output import feature_json
-from sae_explore.labels import normal
 from sae_explore.strength import band_of
 from sae_explore.terminal import example_line, say, shown_token
 from sae_explore.types import Example

@@ -6,10 +6,11 @@ import argparse
 import hashlib
 import json
 
-from sae_explore import bundle_files, command_line
-from sae_explore.bundle import Bundle, open_bundle
-from sae_explore.diverse import clarity, diverse_features
+from sae_explore import command_line
+from sae_explore.bundles.bundle import Bundle, open_bundle
 from sae_explore.errors import InputError
+from sae_explore.features.diverse import clarity, diverse_features
+from sae_explore.files import bundle_files
 
 DIVERSE = 3  # features that a command shows unless told
 

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 
 from sae_explore.background import BackgroundJob
-from sae_explore.bundle import Bundle
+from sae_explore.bundles.bundle import Bundle
 from sae_explore.errors import ExploreError, ModelError
 
 log = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ class TracerJob(BackgroundJob):
             self.error = f"the model could not be loaded ({type(error).__name__}); the server's log says more"
 
     def _load(self):
-        from sae_explore.tracer import Tracer
+        from sae_explore.bundles.tracer import Tracer
 
         return Tracer.load(self._bundle, report=self._report, load=self._load_model)
 
@@ -52,7 +52,7 @@ class LabJob(TracerJob):
         self._first = first
 
     def _load(self):
-        from sae_explore.interventions import Lab
+        from sae_explore.whatif.interventions import Lab
 
         self._first.start()
         while not self._first.wait(_STEP):

@@ -18,22 +18,24 @@ import pandas as pd
 import streamlit as st
 from streamlit.runtime.scriptrunner import get_script_run_ctx
 
-from sae_explore import bundle_files, curated, default_bundle, public_mode, shared_bundles
-from sae_explore.browse import feature_frame, with_labels
-from sae_explore.bundle import Bundle
-from sae_explore.compare import Comparison, compare_traces
-from sae_explore.diverse import clarity, diverse_features
-from sae_explore.edits import Attribution, Edit, Effect
+from sae_explore import public_mode
+from sae_explore.bundles import curated, default_bundle, shared_bundles
+from sae_explore.bundles.bundle import Bundle
 from sae_explore.errors import ModelError
-from sae_explore.find import TokenFound, by_token
-from sae_explore.find_tokens import TokenTexts
+from sae_explore.explore.browse import feature_frame, with_labels
+from sae_explore.explore.compare import Comparison, compare_traces
+from sae_explore.explore.find import TokenFound, by_token
+from sae_explore.explore.find_tokens import TokenTexts
+from sae_explore.explore.showcase import Pick, Start, openings, starts, worth_of_features
+from sae_explore.features.diverse import clarity, diverse_features
+from sae_explore.features.quality import StoreQuality, store_quality
+from sae_explore.files import bundle_files
 from sae_explore.model_jobs import LabJob, TracerJob
-from sae_explore.notes import sae_of
-from sae_explore.notes_store import FileStore
-from sae_explore.quality import StoreQuality, store_quality
-from sae_explore.showcase import Pick, Start, openings, starts, worth_of_features
-from sae_explore.tokens import MAX_TEXT_TOKENS
+from sae_explore.models.tokens import MAX_TEXT_TOKENS
+from sae_explore.notebook.notes import sae_of
+from sae_explore.notebook.notes_store import FileStore
 from sae_explore.types import FeatureCard, TextTrace
+from sae_explore.whatif.edits import Attribution, Edit, Effect
 from sae_explore.wording import OWN
 
 
@@ -125,7 +127,7 @@ def get_frame(bundle: Bundle) -> pd.DataFrame:
 
 @st.cache_resource(max_entries=4, show_spinner=False)
 def _map_points(name: str, version: int):
-    from sae_explore.figures_map import points_of  # imports plotly
+    from sae_explore.drawing.figures_map import points_of  # imports plotly
 
     frame = _frame(name, version)
     return points_of(_bundle(name, version).map_xy, frame["label"].tolist(), frame["density"].to_numpy())
@@ -220,7 +222,7 @@ _model_lock = threading.Lock()
 
 @st.cache_resource(max_entries=2, show_spinner=False)
 def _model(folder: Path, hook: str, name: str, revision: str):
-    from sae_explore.model import load_model
+    from sae_explore.models.model import load_model
     from sae_explore.types import HookPoint
 
     return load_model(folder, hook=HookPoint.parse(hook), name=name, revision=revision)
@@ -244,7 +246,7 @@ def tracer_job(bundle: Bundle) -> TracerJob:
 
 @st.cache_resource(max_entries=2, show_spinner=False)
 def _full(folder: Path):
-    from sae_explore.model import load_full_model
+    from sae_explore.models.model import load_full_model
 
     return load_full_model(folder)
 
@@ -267,7 +269,7 @@ def lab_job(bundle: Bundle) -> LabJob:
 
 def warm(bundle: Bundle) -> None:
     """Load the model in the background if it is on this machine already."""
-    from sae_explore.model_sources import is_local
+    from sae_explore.models.model_sources import is_local
 
     job = tracer_job(bundle)
     if (
@@ -313,7 +315,7 @@ def get_comparison(bundle: Bundle, a: str | int, b: str | int) -> Comparison:
 
 @st.cache_resource(max_entries=4, show_spinner=False)
 def _mean_row(name: str, version: int, _unembedding):
-    from sae_explore.lens import mean_row
+    from sae_explore.features.lens import mean_row
 
     return mean_row(_unembedding)
 
@@ -323,7 +325,7 @@ def get_lens_logit(bundle: Bundle, feature: int, token: int) -> float | None:
     tracer = tracer_job(bundle).tracer
     if tracer is None:
         return None
-    from sae_explore.lens import folded_logit
+    from sae_explore.features.lens import folded_logit
 
     unembedding = tracer.model.unembedding
     mean = _mean_row(bundle.name, version_of(bundle.name), unembedding)
@@ -374,7 +376,7 @@ def get_effect(bundle: Bundle, piece: Piece, edits: tuple[Edit, ...]) -> tuple[E
 
 @st.cache_data(max_entries=64, show_spinner=False)
 def _attribution(name: str, version: int, piece: Piece, position: int, foil: int | None, _lab) -> tuple[Attribution, float]:
-    from sae_explore.attribution import attribute
+    from sae_explore.whatif.attribution import attribute
 
     public_mode.spend(2)
     started = time.perf_counter()

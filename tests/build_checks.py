@@ -23,9 +23,9 @@ def held_out(text: str) -> bool:
 
 
 def write_corpus(path: Path, texts: list[str], n: int = 28) -> list[str]:
-    """`n` texts as JSON lines in three categories: four of them held out, one of several windows, one of a single word."""
+    """`n` texts as JSON lines in three categories: four of them held out, one of several windows with special tokens in it, one of a single word."""
     chosen = [t for t in texts if held_out(t)][:4] + [t for t in texts if not held_out(t) and len(t) < 350][: n - 6]
-    chosen += [" ".join(texts[50:53]) + " 🦜 Ünïcode — “quoted”\n\tand tabs", "Yes"]
+    chosen += [f"{texts[50]}<|endoftext|>{texts[51]} {texts[52]}<|endoftext|> 🦜 Ünïcode — “quoted”\n\tand tabs", "Yes"]
     rows = [{"id": f"r{i}", "text": text, "category": CATEGORIES[i % 3]} for i, text in enumerate(chosen)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return chosen

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from sae_explore.build import build
-from sae_explore.build_request import BuildRequest
-from sae_explore.sae_formats import save_sae
+from sae_explore.building.build import build
+from sae_explore.building.build_request import BuildRequest
+from sae_explore.saes.sae_formats import save_sae
 
 DEAD, DENSE = 3, 10
 

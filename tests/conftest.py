@@ -15,8 +15,8 @@ from tokenizers import Tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging as hf_logging
 
-from sae_explore.model import LanguageModel, load_full_model, load_model, load_tokenizer
-from sae_explore.sae import Sae
+from sae_explore.models.model import LanguageModel, load_full_model, load_model, load_tokenizer
+from sae_explore.saes.sae import Sae
 from sae_explore.types import HookPoint, SaeSpec
 
 torch.set_num_threads(1)  # on tensors this small, threads only wait for each other

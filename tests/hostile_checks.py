@@ -7,8 +7,8 @@ import torch
 from hypothesis import settings
 
 from sae_explore.errors import ExploreError
-from sae_explore.sae import Sae
-from sae_explore.sae_formats import load_sae
+from sae_explore.saes.sae import Sae
+from sae_explore.saes.sae_formats import load_sae
 from sae_explore.types import HookPoint
 
 hostile = settings(derandomize=True, max_examples=60)

@@ -3,8 +3,8 @@
 import pytest
 from hub_server import HubServer
 
-from sae_explore import hub as hub_module
-from sae_explore import hub_download
+from sae_explore.files import hub as hub_module
+from sae_explore.files import hub_download
 
 
 @pytest.fixture

@@ -14,11 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from injections import INJECTIONS, LONG, groups, short
 
-from sae_explore import notes
-from sae_explore.bundle import DOCUMENTS_FILE, FEATURES_FILE, LENS_FILE, TOKENS_FILE, VOCABULARY_FILE, open_bundle
-from sae_explore.bundle_files import MAP_FILE, publish
-from sae_explore.notes_store import FileStore
-from sae_explore.tensor_file import read_tensors, write_tensors
+from sae_explore.bundles.bundle import DOCUMENTS_FILE, FEATURES_FILE, LENS_FILE, TOKENS_FILE, VOCABULARY_FILE, open_bundle
+from sae_explore.files.bundle_files import MAP_FILE, publish
+from sae_explore.files.tensor_file import read_tensors, write_tensors
+from sae_explore.notebook import notes
+from sae_explore.notebook.notes_store import FileStore
 
 STRINGS = (*INJECTIONS, *LONG)
 N = len(STRINGS)

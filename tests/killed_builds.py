@@ -18,9 +18,11 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel  # noqa: F401 (here once, not in each process)
 
-from sae_explore import build_stages, build_work, bundle_files, collect, sae_stage
-from sae_explore.build import build
-from sae_explore.build_request import BuildRequest
+from sae_explore.activations import collect
+from sae_explore.building import build_stages, build_work, sae_stage
+from sae_explore.building.build import build
+from sae_explore.building.build_request import BuildRequest
+from sae_explore.files import bundle_files
 
 torch.set_num_threads(1)
 

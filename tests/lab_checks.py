@@ -3,9 +3,9 @@
 import numpy as np
 import torch
 
-from sae_explore.interventions import Lab, Reading
-from sae_explore.model_structure import blocks_of
+from sae_explore.models.model_structure import blocks_of
 from sae_explore.types import HookPoint
+from sae_explore.whatif.interventions import Lab, Reading
 
 TEXT = "The old map shows three rivers — and 🦜 a lake."
 

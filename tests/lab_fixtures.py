@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from sae_explore.interventions import Lab
-from sae_explore.model import load_model
-from sae_explore.tracer import Tracer
+from sae_explore.bundles.tracer import Tracer
+from sae_explore.models.model import load_model
 from sae_explore.types import HookPoint
+from sae_explore.whatif.interventions import Lab
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,7 @@
 
 import torch
 
-from sae_explore.sae import Sae
+from sae_explore.saes.sae import Sae
 
 
 def dense(sae: Sae, x: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sae_explore.activation_shards import MemoryActivations, ShardedActivations, ShardWriter
+from sae_explore.activations.activation_shards import MemoryActivations, ShardedActivations, ShardWriter
 from sae_explore.errors import InputError, ModelError
 
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from sae_explore.activation_store import INTERVALS, KEEP_PER_INTERVAL, KEEP_TOP, ActivationStore, StoreWriter, interval_of
+from sae_explore.activations.activation_store import INTERVALS, KEEP_PER_INTERVAL, KEEP_TOP, ActivationStore, StoreWriter, interval_of
 from sae_explore.errors import BundleError
-from sae_explore.tensor_file import read_tensors, write_tensors
+from sae_explore.files.tensor_file import read_tensors, write_tensors
 
 D = 30
 
@@ -33,7 +33,7 @@ def write(writer: StoreWriter, rows, part_size: int = 23, **options) -> None:
 @pytest.fixture(params=[1 << 20, 40, 7])
 def chunk(request, monkeypatch):
     """Entries worked on at once: all, or so few that features and parts straddle the chunks."""
-    monkeypatch.setattr("sae_explore.activation_store._CHUNK", request.param)
+    monkeypatch.setattr("sae_explore.activations.activation_store._CHUNK", request.param)
 
 
 @pytest.fixture
@@ -131,6 +131,8 @@ def test_a_dense_feature_keeps_its_strongest_and_some_of_each_interval(tmp_path,
         levels = set(interval_of(np.array([v for _, v in found]), 2.0).tolist())
         assert levels == set(interval_of(np.array([v for _, v in everything]), 2.0).tolist())
     assert kept[0] != kept[1] or cap == 199  # drawn with the seed
+    writer.finish(tmp_path / "again", seed=1)
+    assert (tmp_path / "again").read_bytes() == (tmp_path / "store1").read_bytes()
     for feature in (4, 6):
         assert stores[0].firings(feature)[0].tolist() == [t for t, _ in firings_of(rows, feature)]
 
@@ -190,7 +192,7 @@ def test_tiny_positive_values_stay_positive(tmp_path):
 
 
 def test_more_entries_than_can_be_numbered_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("sae_explore.activation_store._MAX_ENTRIES", 100)
+    monkeypatch.setattr("sae_explore.activations.activation_store._MAX_ENTRIES", 100)
     writer = StoreWriter(tmp_path / "work", D)
     write(writer, sparse(200, 1))
     with pytest.raises(BundleError, match="explore fewer texts"):

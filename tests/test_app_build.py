@@ -8,13 +8,15 @@ import sae_layouts as layouts
 from app_driver import open_page, run, texts_of, unescaped
 from test_uploads import TEXTS, file_of
 
-from sae_explore import build_jobs, default_bundle, resources
-from sae_explore.build_jobs import Job
-from sae_explore.build_progress import job_folder, process_mark, write_end
-from sae_explore.build_request import BuildRequest
-from sae_explore.build_work import work_folder
-from sae_explore.bundle_files import write_json
-from sae_explore.presets import request_for
+from sae_explore import resources
+from sae_explore.building import build_jobs
+from sae_explore.building.build_jobs import Job
+from sae_explore.building.build_progress import job_folder, process_mark, write_end
+from sae_explore.building.build_request import BuildRequest
+from sae_explore.building.build_work import work_folder
+from sae_explore.building.presets import request_for
+from sae_explore.bundles import default_bundle
+from sae_explore.files.bundle_files import write_json
 from sae_explore.views.build_status import seconds_left, share_done
 from sae_explore.wording import sentence
 
@@ -29,7 +31,7 @@ def cache(app_cache, tmp_path, monkeypatch):
     for name in ("tiny", "planted"):
         (tmp_path / name).symlink_to(app_cache / name)
     monkeypatch.setenv("SAE_EXPLORE_CACHE", str(tmp_path))
-    monkeypatch.setattr("sae_explore.estimate.product_rate", lambda: 1e11)
+    monkeypatch.setattr("sae_explore.building.estimate.product_rate", lambda: 1e11)
     return tmp_path
 
 
@@ -189,7 +191,7 @@ def test_an_sae_of_the_hub_or_of_this_machine_is_taken(cache, started, gpt2_fold
         at = run(run(at).button(key="build_start").click())
         if spec.startswith("user/"):
             assert "The SAE would come from the Hugging Face Hub, but HF_HUB_OFFLINE is set" in unescaped(at.error[0].value)
-            monkeypatch.setattr("sae_explore.build_choices.hub_problem", lambda **_: None)
+            monkeypatch.setattr("sae_explore.building.build_choices.hub_problem", lambda **_: None)
             run(at.button(key="build_start").click())
         assert (started[-1][0].sae, started[-1][0].hook) == (spec, None)
 
@@ -364,7 +366,7 @@ def test_gpt2_is_one_click_away(cache, started, monkeypatch):
     at = run(at.button(key="setup_gpt2").click())
     assert "HF_HUB_OFFLINE is set" in unescaped(at.sidebar.error[0].value)
     assert started == []
-    monkeypatch.setattr("sae_explore.build_choices.hub_problem", lambda **_: None)
+    monkeypatch.setattr("sae_explore.building.build_choices.hub_problem", lambda **_: None)
     at = open_page("")
     at.button(key="setup_gpt2").click().run()
     request, options = started[0]

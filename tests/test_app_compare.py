@@ -8,12 +8,14 @@ import pytest
 from app_driver import address, open_page, run, texts_of, unescaped
 from streamlit.testing.v1 import AppTest
 
-from sae_explore import resources, spans, text_view
-from sae_explore.bundle import Bundle, open_bundle
-from sae_explore.compare import compare_traces
-from sae_explore.compare_bundles import matches, stretches
-from sae_explore.links import MAX_LINK_TEXT
-from sae_explore.tracer import Tracer
+from sae_explore import resources
+from sae_explore.bundles.bundle import Bundle, open_bundle
+from sae_explore.bundles.tracer import Tracer
+from sae_explore.drawing import spans
+from sae_explore.explore import text_view
+from sae_explore.explore.compare import compare_traces
+from sae_explore.explore.compare_bundles import matches, stretches
+from sae_explore.explore.links import MAX_LINK_TEXT
 from sae_explore.types import TextTrace
 from sae_explore.views.compare_sides import PAIRS
 

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from app_driver import address, bins_of, drawn, open_page, run, texts_of, unescaped, values_of
 
-from sae_explore import lens, resources
-from sae_explore.bundle import Bundle, open_bundle
+from sae_explore import resources
+from sae_explore.bundles.bundle import Bundle, open_bundle
+from sae_explore.bundles.tracer import Tracer
 from sae_explore.errors import ModelError
+from sae_explore.features import lens
+from sae_explore.features.scores import SCORES
+from sae_explore.files.tensor_file import read_tensors
 from sae_explore.public_mode import HIDDEN
-from sae_explore.scores import SCORES
-from sae_explore.tensor_file import read_tensors
-from sae_explore.tracer import Tracer
 
 pytest_plugins = ["bundle_fixtures"]
 DEAD, DENSE = 0, 10  # of the bundle `planted`

@@ -8,10 +8,13 @@ import pytest
 from app_driver import address, open_page, run, select_row, texts_of, unescaped
 from streamlit.testing.v1 import AppTest
 
-from sae_explore import find, notes, public_mode, resources, spans
-from sae_explore.bundle import Bundle, open_bundle
-from sae_explore.find_links import Search, from_params, to_params
-from sae_explore.notes_store import FileStore
+from sae_explore import public_mode, resources
+from sae_explore.bundles.bundle import Bundle, open_bundle
+from sae_explore.drawing import spans
+from sae_explore.explore import find
+from sae_explore.explore.find_links import Search, from_params, to_params
+from sae_explore.notebook import notes
+from sae_explore.notebook.notes_store import FileStore
 from sae_explore.views import browse_page, find_filters, find_keep
 
 pytest_plugins = ["bundle_fixtures"]

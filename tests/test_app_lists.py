@@ -10,11 +10,13 @@ import pytest
 from app_driver import figure, numbers, open_page, run, select_row, texts_of, unescaped, values_of
 from streamlit.testing.v1 import AppTest
 
-from sae_explore import about, browse, lens, spans
-from sae_explore.bundle import Bundle, open_bundle
-from sae_explore.bundle_files import _checksum, sha256_of
-from sae_explore.diverse import clarity
-from sae_explore.scores import SCORES, score_lines
+from sae_explore.bundles.bundle import Bundle, open_bundle
+from sae_explore.drawing import spans
+from sae_explore.explore import about, browse
+from sae_explore.features import lens
+from sae_explore.features.diverse import clarity
+from sae_explore.features.scores import SCORES, score_lines
+from sae_explore.files.bundle_files import _checksum, sha256_of
 from sae_explore.views.lens_page import parse_numbers
 from sae_explore.wording import KIND_WORDS, sentence
 

@@ -8,9 +8,10 @@ import pytest
 import streamlit as st
 from app_driver import address, figure, numbers, open_page, run, texts_of, unescaped
 
-from sae_explore import map_colours, text_view
-from sae_explore.bundle import open_bundle
-from sae_explore.bundle_files import MAP_FILE, complete_manifest
+from sae_explore.bundles.bundle import open_bundle
+from sae_explore.drawing import map_colours
+from sae_explore.explore import text_view
+from sae_explore.files.bundle_files import MAP_FILE, complete_manifest
 from sae_explore.views import map_page
 
 pytest_plugins = ["bundle_fixtures"]

@@ -7,12 +7,14 @@ import pytest
 from app_driver import open_page, run, texts_of, unescaped
 from streamlit.testing.v1 import AppTest
 
-from sae_explore import browse, links, notes, resources
-from sae_explore.bundle import Bundle, open_bundle
-from sae_explore.notes import Entry, Notes
-from sae_explore.notes_json import to_json
-from sae_explore.notes_store import FileStore
-from sae_explore.text_view import labels_of
+from sae_explore import resources
+from sae_explore.bundles.bundle import Bundle, open_bundle
+from sae_explore.explore import browse, links
+from sae_explore.explore.text_view import labels_of
+from sae_explore.notebook import notes
+from sae_explore.notebook.notes import Entry, Notes
+from sae_explore.notebook.notes_json import to_json
+from sae_explore.notebook.notes_store import FileStore
 from sae_explore.wording import label_origin
 
 pytest_plugins = ["bundle_fixtures"]

@@ -5,8 +5,9 @@ import re
 import pytest
 from app_driver import open_page, run, select_row, texts_of
 
-from sae_explore import resources, spans
-from sae_explore.bundle import Bundle, open_bundle
+from sae_explore import resources
+from sae_explore.bundles.bundle import Bundle, open_bundle
+from sae_explore.drawing import spans
 
 pytest_plugins = ["bundle_fixtures"]
 DEAD, DENSE = 0, 10  # of the bundle `planted`
@@ -59,7 +60,7 @@ def hostile(app_cache, monkeypatch):
 
     monkeypatch.setattr(Bundle, "__init__", init)
     monkeypatch.setattr(Bundle, "token_texts", lambda self, document, start, stop: (HOSTILE,) * (stop - start))
-    monkeypatch.setattr("sae_explore.tokens.Vocabulary.text_of", lambda self, token_id: HOSTILE)
+    monkeypatch.setattr("sae_explore.models.tokens.Vocabulary.text_of", lambda self, token_id: HOSTILE)
 
 
 @pytest.mark.parametrize("page", ["feature", "browse", "lens", "lists", "quality", "about"])

@@ -9,12 +9,13 @@ import streamlit as st
 from app_driver import open_page, run, texts_of, unescaped
 from streamlit.testing.v1 import AppTest
 
-from sae_explore import public_mode, resources, shared_bundles
+from sae_explore import public_mode, resources
+from sae_explore.bundles import shared_bundles
+from sae_explore.bundles.pull import pull
+from sae_explore.bundles.push import push
+from sae_explore.bundles.shared_bundles import SharedBundles
 from sae_explore.errors import BundleError
 from sae_explore.public_mode import HIDDEN, Bucket, Visitor
-from sae_explore.pull import pull
-from sae_explore.push import push
-from sae_explore.shared_bundles import SharedBundles
 from sae_explore.views import shell
 
 pytest_plugins = ["bundle_fixtures", "hub_fixtures"]
@@ -100,12 +101,12 @@ def test_what_starts_a_build_asks_by_itself_whether_it_may(public, monkeypatch):
     """Also where a page should ever draw the button for a visitor."""
 
     def page():
-        from sae_explore.presets import request_for
+        from sae_explore.building.presets import request_for
         from sae_explore.views.build_form import begin
 
         begin(request_for("gpt2"))
 
-    monkeypatch.setattr("sae_explore.build_jobs.start", lambda *_, **__: pytest.fail("a build was started"))
+    monkeypatch.setattr("sae_explore.building.build_jobs.start", lambda *_, **__: pytest.fail("a build was started"))
     at = AppTest.from_function(page, default_timeout=20).run()
     assert [error.value for error in at.error] == ["Nothing can be built here."]
     assert not at.exception

@@ -1,15 +1,22 @@
 """The first impression: what the first page opens with, the features to start with, and labels that were checked by hand."""
 
 import json
+import os
 import shutil
+import threading
+from types import SimpleNamespace
 
 import pytest
 import streamlit as st
 from app_driver import address, open_page, run, texts_of, unescaped
 
-from sae_explore import links, resources, spans, text_view, wording
-from sae_explore.bundle import Bundle, open_bundle
-from sae_explore.curated import FILE
+from sae_explore import resources, wording
+from sae_explore.bundles.bundle import Bundle, open_bundle
+from sae_explore.bundles.curated import FILE
+from sae_explore.drawing import spans
+from sae_explore.errors import ModelError
+from sae_explore.explore import links, text_view
+from sae_explore.types import HookPoint
 from sae_explore.views import feature_starts
 
 pytest_plugins = ["bundle_fixtures"]
@@ -188,3 +195,44 @@ def test_hostile_names_are_shown_as_they_are(checked):
     for option in open_page("", bundle="tiny").button_group(key="_example").options:
         assert "<b>" not in option
         assert "](" not in option
+
+
+@pytest.mark.parametrize(
+    ("shared", "loader", "options"),
+    [
+        ("_shared_model", "_model", {"hook": HookPoint.parse("blocks.1.hook_resid_post"), "name": "m", "revision": ""}),
+        ("_shared_full", "_full", {}),
+    ],
+)
+def test_two_visitors_at_once_have_one_model_loaded(monkeypatch, tmp_path, shared, loader, options):
+    """The second one asks while the first one's is being loaded."""
+    inside, most, seconds = [], [], []
+
+    def load(*_args) -> None:
+        inside.append(1)
+        most.append(len(inside))
+        if not seconds:
+            seconds.append(threading.Thread(target=getattr(resources, shared), args=(tmp_path,), kwargs=options))
+            seconds[0].start()
+            seconds[0].join(0.3)  # it waits for the first one
+        inside.pop()
+
+    monkeypatch.setattr(resources, loader, load)
+    getattr(resources, shared)(tmp_path, **options)
+    seconds[0].join(60)
+    assert most == [1, 1]
+
+
+@pytest.mark.parametrize("file", ["manifest.json", FILE])
+def test_a_bundle_that_was_replaced_or_checked_anew_is_opened_again(checked, file):
+    path, before = checked.folder / file, resources.get_bundle("tiny")
+    assert resources.get_bundle("tiny") is before
+    at = path.stat().st_mtime_ns + 10**9
+    os.utime(path, ns=(at, at))
+    assert resources.get_bundle("tiny") is not before
+
+
+def test_a_model_that_has_left_memory_is_said_to_have(tiny, monkeypatch):
+    monkeypatch.setattr(resources, "lab_job", lambda _bundle: SimpleNamespace(tracer=None))
+    with pytest.raises(ModelError, match="not in memory any more; open the page again"):
+        resources.get_lab(tiny)

@@ -13,12 +13,14 @@ import pytest
 from app_driver import address
 from streamlit.testing.v1 import AppTest
 
-from sae_explore import resources, spans, text_view, wording
-from sae_explore.bundle import Bundle, open_bundle
+from sae_explore import resources, wording
+from sae_explore.bundles.bundle import Bundle, open_bundle
+from sae_explore.bundles.tracer import Tracer
+from sae_explore.drawing import spans
 from sae_explore.errors import SourceError
+from sae_explore.explore import text_view
+from sae_explore.models.tokens import MAX_TEXT_TOKENS
 from sae_explore.strength import band_of
-from sae_explore.tokens import MAX_TEXT_TOKENS
-from sae_explore.tracer import Tracer
 
 pytest_plugins = ["bundle_fixtures"]
 ROOT = Path(__file__).resolve().parents[1]

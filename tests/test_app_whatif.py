@@ -9,16 +9,17 @@ import streamlit as st
 from app_driver import figure, numbers, open_page, run, texts_of, unescaped
 from lab_checks import strongest_features
 
-from sae_explore import public_mode, resources, spans
-from sae_explore.attribution import attribute
-from sae_explore.bundle import Bundle, open_bundle
-from sae_explore.edits import Edit, Push, Sampling
+from sae_explore import public_mode, resources
+from sae_explore.bundles.bundle import Bundle, open_bundle
+from sae_explore.bundles.tracer import Tracer
+from sae_explore.drawing import spans
 from sae_explore.errors import ModelError
-from sae_explore.interventions import Lab
-from sae_explore.patching import align, patched, patched_maximum
-from sae_explore.steering import continuations
-from sae_explore.tracer import Tracer
 from sae_explore.views.whatif_effect import level
+from sae_explore.whatif.attribution import attribute
+from sae_explore.whatif.edits import Edit, Push, Sampling
+from sae_explore.whatif.interventions import Lab
+from sae_explore.whatif.patching import align, patched, patched_maximum
+from sae_explore.whatif.steering import continuations
 from sae_explore.wording import percent
 
 pytest_plugins = ["bundle_fixtures"]
@@ -344,7 +345,7 @@ def test_the_whole_model_is_loaded_on_this_page_only(tiny, feature, monkeypatch)
         raise ModelError("no room for it")
 
     with monkeypatch.context() as patch:
-        patch.setattr("sae_explore.model.load_full_model", load)
+        patch.setattr("sae_explore.models.model.load_full_model", load)
         for name in ("", "feature", "lens", "browse"):
             open_page(name, feature=str(feature), text=TEXT)
         assert loaded == []

@@ -65,7 +65,7 @@ def test_the_way_of_one_feature_imports_no_torch(page):
 
 
 def test_opening_a_bundle_imports_no_torch_and_no_streamlit():
-    reached = reached_from("sae_explore.bundle")
+    reached = reached_from("sae_explore.bundles.bundle")
     assert "numpy" in reached
     assert not reached & (HEAVY | {"streamlit"})
 
@@ -83,6 +83,41 @@ def test_imports_point_one_way():
     }
 
 
+# From the top down; the README has the picture.
+PACKAGES = (
+    "notebook", "explore", "drawing", "building", "whatif", "features", "bundles", "activations", "texts", "saes", "models", "files",
+)  # fmt: skip
+
+
+def test_packages_import_only_those_below_them():
+    assert set(PACKAGES) == {path.parent.name for path in PACKAGE.glob("*/__init__.py")} - {"views"}
+    for name, path in MODULES.items():
+        home = name.split(".")[1]
+        if home in PACKAGES:
+            used = {i.split(".")[1] for i in imports_of(path) if i.startswith("sae_explore.")} & set(PACKAGES)
+            assert not used & set(PACKAGES[: PACKAGES.index(home)]), name
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    uses = {
+        name: {f"{i}.__init__" if f"{i}.__init__" in MODULES else i for i in imports_of(path)} & set(MODULES)
+        for name, path in MODULES.items()
+        if not name.endswith("__init__")
+    }
+    done: set[str] = set()
+
+    def follow(name: str, way: tuple[str, ...]) -> None:
+        assert name not in way, " -> ".join((*way, name))
+        if name in done:
+            return
+        for other in sorted(uses.get(name, ())):
+            follow(other, (*way, name))
+        done.add(name)
+
+    for name in uses:
+        follow(name, ())
+
+
 def test_no_file_is_too_long_to_read_in_one_sitting():
     lengths = {name: len(path.read_text(encoding="utf-8").splitlines()) for name, path in MODULES.items()}
     assert {name: n for name, n in lengths.items() if n > 400} == {}
@@ -94,3 +129,23 @@ def test_the_readme_names_every_command():
     assert [c for c in commands if f"python -m sae_explore {c}" not in readme] == []
     for module in ("max_activating_examples", "decoder_analysis"):
         assert f"python -m sae_explore.{module}" in readme
+
+
+def test_every_cache_is_bounded():
+    """`cache` alone, which keeps everything, stands before functions without arguments only."""
+    found, unbounded = 0, []
+    for name, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            for decorator in getattr(node, "decorator_list", ()):
+                call = decorator if isinstance(decorator, ast.Call) else None
+                kind = ast.unparse(call.func if call else decorator).split(".")[-1]
+                if kind not in ("cache", "lru_cache", "cache_data", "cache_resource"):
+                    continue
+                found += 1
+                limits = {k.arg: k.value.value for k in call.keywords if isinstance(k.value, ast.Constant)} if call else {}
+                most = limits.get("maxsize" if kind == "lru_cache" else "max_entries")
+                arguments = node.args.args or node.args.kwonlyargs
+                if arguments if kind == "cache" else not (type(most) is int and 0 < most <= 4_096):
+                    unbounded.append(f"{name}.{node.name}")
+    assert found > 20
+    assert unbounded == []

@@ -32,10 +32,10 @@ from transformers import (
     Qwen3Config,
 )
 
-from sae_explore.lens import lens_matrix
-from sae_explore.model import load_full_model, load_model
-from sae_explore.model_structure import blocks_of
-from sae_explore.splice import logits_from
+from sae_explore.features.lens import lens_matrix
+from sae_explore.models.model import load_full_model, load_model
+from sae_explore.models.model_structure import blocks_of
+from sae_explore.models.splice import logits_from
 from sae_explore.types import HookPoint
 
 SMALL = {"vocab_size": 600, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "initializer_range": 0.2}

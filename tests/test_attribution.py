@@ -7,11 +7,11 @@ import pytest
 import torch
 from lab_checks import TEXT, dense, hooked_logits, state_of, units
 
-from sae_explore.attribution import attribute
-from sae_explore.edits import CHECKED, Edit
 from sae_explore.errors import InputError
-from sae_explore.lens import lens_matrix
-from sae_explore.model_structure import with_modules
+from sae_explore.features.lens import lens_matrix
+from sae_explore.models.model_structure import with_modules
+from sae_explore.whatif.attribution import attribute
+from sae_explore.whatif.edits import CHECKED, Edit
 
 pytest_plugins = ["lab_fixtures"]
 CASES = [

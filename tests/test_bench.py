@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from sae_explore import bench
+from sae_explore.activations.feature_stats import NONE
 from sae_explore.bench import Results, Sizes, run_bench
 from sae_explore.bench_data import random_gpt2, random_sae, synthetic_bundle
-from sae_explore.feature_stats import NONE
 from sae_explore.types import HookPoint
 
 pytest_plugins = ["bundle_fixtures"]

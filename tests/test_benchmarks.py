@@ -13,8 +13,8 @@ from benchmarks.agreement import TopList, compare, one_a_window
 from benchmarks.inputs import Setup, exact_pieces, make_inputs
 from benchmarks.our_side import place_of
 from sae_explore.errors import ExploreError, InputError
-from sae_explore.model import load_tokenizer
-from sae_explore.sae_formats import load_sae
+from sae_explore.models.model import load_tokenizer
+from sae_explore.saes.sae_formats import load_sae
 
 HOOK = "blocks.0.hook_resid_post"
 MODEL = {"layers": 2, "width": 32, "heads": 2, "hook": HOOK}

@@ -10,15 +10,15 @@ import pytest
 import torch
 from build_checks import CATEGORIES, CONTEXT, Reference, dense_store, held_out, write_corpus
 
-from sae_explore.build import build
-from sae_explore.build_request import BuildRequest
-from sae_explore.bundle import open_bundle
-from sae_explore.bundle_files import sha256_of
+from sae_explore.activations.feature_stats import NONE
+from sae_explore.building.build import build
+from sae_explore.building.build_request import BuildRequest
+from sae_explore.building.recompute import recompute_metrics
+from sae_explore.bundles.bundle import open_bundle
+from sae_explore.bundles.tracer import Tracer
 from sae_explore.errors import InputError
-from sae_explore.feature_stats import NONE
-from sae_explore.recompute import recompute_metrics
-from sae_explore.sae_formats import save_sae
-from sae_explore.tracer import Tracer
+from sae_explore.files.bundle_files import sha256_of
+from sae_explore.saes.sae_formats import save_sae
 
 HOOK = "blocks.1.hook_resid_post"
 FILES = {
@@ -81,7 +81,10 @@ def test_the_manifest_says_everything(built, corpus, case):
     assert manifest["corpus"]["tokens"] == tokens
     assert manifest["corpus"]["counted_tokens"] == sum(int(c.sum()) for c in reference.counted)
     assert manifest["corpus"]["categories"] == sorted(CATEGORIES)
-    assert sum(manifest["corpus"]["category_share"].values()) == pytest.approx(1, abs=1e-5)
+    assert manifest["corpus"]["counted_tokens"] == tokens - 2  # two special tokens
+    category_of = np.repeat(bundle.documents["category"].to_pylist(), [int(c.sum()) for c in reference.counted])
+    shares = {name: float((category_of == name).mean()) for name in CATEGORIES}
+    assert manifest["corpus"]["category_share"] == pytest.approx(shares, abs=1e-5)
     assert sorted(reference.texts) == sorted(corpus[1])
     assert (manifest["train"] is None) == ("given" in case)
     assert manifest["metrics"]["latents"] == manifest["sae"]["d_sae"] == 48
@@ -287,7 +290,7 @@ def test_planted_sinks_enter_nothing(corpus, gpt2_model, gpt2_folder, tmp_path):
     assert not manifest["bos"]
     first = np.isin(np.arange(len(ids)), starts)
     assert first.sum() == bundle.n_documents
-    assert (np.asarray(bundle.ignored) == (first | (ids == sink))).all()
+    assert (np.asarray(bundle.ignored) == (first | (ids == sink) | (ids == 0))).all()  # 0: <|endoftext|>
     assert manifest["corpus"]["sinks"] == int(((ids == sink) & ~first).sum()) > 20
     assert manifest["train"]["sinks"] > 0
     assert manifest["median_norm"] < 100
@@ -351,7 +354,7 @@ def test_what_was_trained_on_is_never_called_held_out(corpus_texts, gpt2_folder,
     ],
 )
 def test_bf16_is_used_where_it_pays_and_agrees(monkeypatch, requested, tokens, pays, share, expected):
-    from sae_explore import encoding
+    from sae_explore.activations import encoding
 
     monkeypatch.setattr(encoding, "bf16_pays", lambda: pays)
     monkeypatch.setattr(encoding, "bf16_agreement", lambda *_args, **_options: share)
@@ -360,8 +363,8 @@ def test_bf16_is_used_where_it_pays_and_agrees(monkeypatch, requested, tokens, p
 
 
 def test_agreement_is_the_share_of_equal_top_sets(gpt2_model, gpt2_ids, random_sae):
-    from sae_explore.encoding import bf16_agreement
-    from sae_explore.model import LanguageModel
+    from sae_explore.activations.encoding import bf16_agreement
+    from sae_explore.models.model import LanguageModel
 
     sae = random_sae("topk", 32, 48, k=4, context=CONTEXT)
     assert bf16_agreement(gpt2_model, sae, gpt2_ids[:4], context=CONTEXT, bos=True, top=4) <= 1

@@ -5,22 +5,24 @@ import io
 import json
 import os
 import signal
+import threading
 import time
 from dataclasses import asdict, replace
 
 import pytest
 from build_checks import CONTEXT, write_corpus
 
-from sae_explore import build_jobs, default_bundle
-from sae_explore.build import build
-from sae_explore.build_progress import job_folder, read_progress, write_end
-from sae_explore.build_request import BuildRequest
-from sae_explore.build_work import work_folder
-from sae_explore.bundle_files import read_manifest, write_json
+from sae_explore.building import build_jobs
+from sae_explore.building.build import build
+from sae_explore.building.build_progress import job_folder, read_progress, write_end
+from sae_explore.building.build_request import BuildRequest
+from sae_explore.building.build_work import work_folder
+from sae_explore.building.presets import PRESETS, request_for
+from sae_explore.bundles import default_bundle
 from sae_explore.command_line import build_options
 from sae_explore.errors import InputError
-from sae_explore.presets import PRESETS, request_for
-from sae_explore.uploads import check_upload
+from sae_explore.files.bundle_files import alone, read_manifest, write_json
+from sae_explore.texts.uploads import check_upload
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals")
 HOOK = "blocks.1.hook_resid_post"
@@ -229,3 +231,24 @@ def test_the_command_is_short_where_it_can_be():
         assert build_jobs.command_of(request_for(name)) == ["build", name]
     own = replace(request_for("gpt2-topk"), name="gpt2")
     assert asked_for(build_jobs.command_of(own)) == own  # trained here, whatever the preset of that name takes
+
+
+def test_two_that_start_a_build_at_once_do_not_both_look(tmp_path, monkeypatch):
+    """The second one asks whether a build is running while the first one has asked and not yet begun its own."""
+    inside, most, seconds = [], [], []
+
+    def start() -> None:
+        with build_jobs._only_one(tmp_path, "demo"):
+            inside.append(1)
+            most.append(len(inside))
+            if not seconds:
+                seconds.append(threading.Thread(target=start))
+                seconds[0].start()
+                seconds[0].join(0.3)  # it waits for the first one
+            inside.pop()
+
+    start()
+    seconds[0].join(60)
+    assert most == [1, 1]
+    with alone(tmp_path / ".jobs", "unused"), pytest.raises(InputError, match="another build is being started at this moment"):
+        start()  # another process holds it

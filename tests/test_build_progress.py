@@ -8,8 +8,8 @@ import threading
 
 import pytest
 
-from sae_explore import build_progress
-from sae_explore.build_progress import FILE, ProgressFile, is_alive, job_folder, process_mark, read_progress, write_end
+from sae_explore.building import build_progress
+from sae_explore.building.build_progress import FILE, ProgressFile, is_alive, job_folder, process_mark, read_progress, write_end
 from sae_explore.errors import InputError
 
 linux = pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="processes are told apart by /proc")

@@ -14,8 +14,12 @@ from hub_server import HubServer
 from test_hub_texts import make_hub
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from sae_explore import build_jobs, estimate, hub, model_sources, resources, sae_names
-from sae_explore.presets import request_for
+from sae_explore import resources
+from sae_explore.building import build_jobs, estimate
+from sae_explore.building.presets import request_for
+from sae_explore.files import hub
+from sae_explore.models import model_sources
+from sae_explore.saes import sae_names
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = "blocks.7.hook_resid_pre"

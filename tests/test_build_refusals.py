@@ -2,15 +2,19 @@
 
 from dataclasses import replace
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from build_checks import CONTEXT, write_corpus
 
-from sae_explore import sae_stage
-from sae_explore.build import build
-from sae_explore.build_request import BuildRequest
+from sae_explore.building import sae_stage
+from sae_explore.building.build import build
+from sae_explore.building.build_context import TRAIN_DOCUMENTS, training_split
+from sae_explore.building.build_request import BuildRequest
 from sae_explore.errors import ExploreError, InputError, SaeError
-from sae_explore.sae_formats import save_sae
+from sae_explore.saes.sae_formats import save_sae
+from sae_explore.texts.dataset import is_held_out
 
 HOOK = "blocks.1.hook_resid_post"
 
@@ -117,3 +121,13 @@ def test_a_cache_that_cannot_be_written(gpt2_folder, corpus, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ExploreError, match=r"cannot read or write a file \(Not a directory: .*file/cache"):
         build(BuildRequest("no", str(gpt2_folder), HOOK, texts=(str(corpus[0]),)), cache=tmp_path / "file" / "cache")
+
+
+def test_what_is_held_out_is_not_trained_on_unless_nothing_else_is_there(tmp_path):
+    texts = [f"text {i}" for i in range(300)]
+    held, others = [t for t in texts if is_held_out(t)], [t for t in texts if not is_held_out(t)]
+    assert held
+    assert others
+    for given, trained, kept in ((texts, others, held), (others, others, []), (held, held, [])):
+        pq.write_table(pa.table({"text": given}), tmp_path / TRAIN_DOCUMENTS)
+        assert [part["text"].to_pylist() for part in training_split(tmp_path)] == [trained, kept]

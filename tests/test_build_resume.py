@@ -13,14 +13,15 @@ from pathlib import Path
 import pytest
 from build_checks import CONTEXT, write_corpus
 
-from sae_explore import activation_store, build_stages, collect, sae_stage
-from sae_explore.build import build
-from sae_explore.build_request import BuildRequest
-from sae_explore.build_work import STAGES, Work, work_folder
-from sae_explore.bundle import open_bundle
-from sae_explore.bundle_files import bundle_names, complete_manifest, write_json
+from sae_explore.activations import activation_store, collect, encoding
+from sae_explore.building import build_stages, sae_stage
+from sae_explore.building.build import build
+from sae_explore.building.build_request import BuildRequest
+from sae_explore.building.build_work import STAGES, Work, work_folder
+from sae_explore.bundles.bundle import open_bundle
 from sae_explore.errors import BundleError, InputError
-from sae_explore.sae_formats import save_sae
+from sae_explore.files.bundle_files import bundle_names, complete_manifest, write_json
+from sae_explore.saes.sae_formats import save_sae
 
 HOOK = "blocks.1.hook_resid_post"
 ALL = {"texts", "tokens", "sae", "store", "features", "map", "metrics"}
@@ -81,6 +82,25 @@ def test_stopped_at_every_report_a_build_still_ends_the_same(request_of, small_s
     assert sum("epoch" in text for _, text, _ in stops) >= 5
     assert sum(stage == "store" and "texts" in text for stage, text, _ in stops) >= 4
     assert not work_folder(tmp_path / "cache", "b").exists()
+
+
+def test_stopped_before_a_part_of_the_store_is_written_a_build_writes_it_later(request_of, small_steps, tmp_path, monkeypatch):
+    """And goes on in the precision that it was begun in, without measuring again."""
+    build(request_of, cache=tmp_path / "undisturbed")
+    write, calls = encoding.write_block, []
+
+    def stop(*args) -> None:
+        calls.append(args)
+        if len(calls) == 2:
+            raise Stopped
+        write(*args)
+
+    monkeypatch.setattr(encoding, "write_block", stop)
+    with pytest.raises(Stopped):
+        build(request_of, cache=tmp_path / "cache")
+    monkeypatch.setattr(encoding, "store_dtype", lambda *_args, **_options: pytest.fail("measured again"))
+    build(request_of, cache=tmp_path / "cache")
+    assert manifest_of(tmp_path / "cache") == manifest_of(tmp_path / "undisturbed")
 
 
 def test_killed_with_no_chance_to_tidy_up_a_build_still_ends_the_same(request_of, small_steps, tmp_path):

@@ -9,13 +9,13 @@ import torch
 from build_checks import dense_store
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sae_explore.build import build
-from sae_explore.build_request import BuildRequest
-from sae_explore.bundle import open_bundle
+from sae_explore.building.build import build
+from sae_explore.building.build_request import BuildRequest
+from sae_explore.building.presets import PRESETS, published_sae, request_for
+from sae_explore.bundles.bundle import open_bundle
+from sae_explore.bundles.tracer import Tracer
 from sae_explore.errors import InputError, SaeError
-from sae_explore.presets import PRESETS, published_sae, request_for
-from sae_explore.sae_conventions import units_of
-from sae_explore.tracer import Tracer
+from sae_explore.saes.sae_conventions import units_of
 from sae_explore.types import HookPoint, SaeSpec
 
 TEXT = "Nobody knows why the river bends twice before the old bridge."

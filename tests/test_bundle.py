@@ -10,14 +10,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from sae_explore import bundle as bundle_module
-from sae_explore import bundle_files
 from sae_explore import open_bundle as public_open_bundle
-from sae_explore.bundle import Bundle, open_bundle
-from sae_explore.bundle_files import publish, read_manifest
+from sae_explore.activations.feature_stats import EXAMPLE_INTERVALS
+from sae_explore.bundles import bundle as bundle_module
+from sae_explore.bundles.bundle import Bundle, open_bundle
 from sae_explore.errors import BundleError, InputError
-from sae_explore.feature_stats import EXAMPLE_INTERVALS
-from sae_explore.tensor_file import read_tensors, write_tensors
+from sae_explore.files import bundle_files, hash_record
+from sae_explore.files.bundle_files import publish, read_manifest
+from sae_explore.files.tensor_file import read_tensors, write_tensors
 
 pytest_plugins = ["bundle_fixtures"]
 
@@ -237,6 +237,27 @@ def test_large_files_are_hashed_once_and_again_when_they_change(tiny, tmp_path, 
     opened = Bundle(tmp_path / "copy")
     with pytest.raises(BundleError, match=r"the contents of lens\.safetensors have changed"):
         opened.verify()
+
+
+def test_ignored_tokens_of_an_example_and_of_a_document_stand_at_their_places(tiny, busy, monkeypatch):
+    marks = np.random.default_rng(0).random(len(tiny.ids)) < 0.3  # the tiny model's own tokens are all counted
+    monkeypatch.setattr(tiny, "ignored", marks)
+    for example in tiny.top_examples(busy, 5):
+        first = int(tiny.doc_offsets[example.document])
+        at = first + example.start
+        assert example.ignored.tolist() == marks[at : at + len(example.tokens)].tolist()
+        document = tiny.document_trace(example.document)
+        assert document.ignored.tolist() == marks[first : first + len(document.tokens)].tolist()
+
+
+def test_a_file_is_known_for_what_one_manifest_says_of_it_only(tiny, tmp_path):
+    """Another manifest for a file of the same path, size and time: the file is hashed again."""
+    folder, name = tmp_path / "copy", "lens.safetensors"
+    shutil.copytree(tiny.folder, folder)
+    hash_record.keep(folder, tiny.manifest, {name})
+    assert hash_record.known(folder, tiny.manifest, at_least=1) == {name}
+    files = {**tiny.manifest["files"], name: {**tiny.manifest["files"][name], "sha256": "0" * 64}}
+    assert hash_record.known(folder, {**tiny.manifest, "files": files}, at_least=1) == set()
 
 
 @pytest.mark.parametrize("record", ["", "[1]", "{" * 9_000, '{"x": 1}', "a folder"])

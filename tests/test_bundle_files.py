@@ -2,10 +2,12 @@
 
 import hashlib
 import json
+import os
 
 import pytest
 
-from sae_explore.bundle_files import (
+from sae_explore.errors import BundleError, InputError
+from sae_explore.files.bundle_files import (
     MANIFEST,
     SCHEMA,
     _checksum,
@@ -20,7 +22,6 @@ from sae_explore.bundle_files import (
     verify_hashes,
     write_json,
 )
-from sae_explore.errors import BundleError, InputError
 
 FACTS = {"model": "m", "hook": "h", "units": "u", "sae": {"d_sae": 4}, "corpus": {}, "context": 128, "lens": {}, "metrics": {}}
 
@@ -123,7 +124,7 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("step", ["os.replace", "sae_explore.bundle_files.write_json", "shutil.rmtree"])
+@pytest.mark.parametrize("step", ["os.replace", "sae_explore.files.bundle_files.write_json", "shutil.rmtree"])
 def test_a_switch_killed_at_any_point_is_done_again(bundle, work, monkeypatch, step):
     """Before the files are moved, before the manifest names them, before the old ones are cleared away: readers always see a bundle."""
     publish(work("two", "second"), bundle, FACTS)  # so that there is something to clear away
@@ -193,8 +194,20 @@ def test_a_flipped_bit_is_found(bundle):
 def test_each_file_is_hashed_once(bundle, monkeypatch):
     manifest = read_manifest(bundle)
     verify_hashes(bundle, manifest)
-    monkeypatch.setattr("sae_explore.bundle_files.sha256_of", lambda _path: pytest.fail("hashed again"))
+    monkeypatch.setattr("sae_explore.files.bundle_files.sha256_of", lambda _path: pytest.fail("hashed again"))
     verify_hashes(bundle, manifest)
+
+
+@pytest.mark.parametrize("what", ["time", "size"])
+def test_a_file_that_has_changed_since_is_hashed_again(bundle, what):
+    manifest = read_manifest(bundle)
+    verify_hashes(bundle, manifest)
+    path = bundle / manifest["folder"] / "a.bin"
+    data, at = path.read_bytes(), path.stat().st_mtime_ns
+    path.write_bytes(data[::-1] if what == "time" else data + b"x")
+    os.utime(path, ns=(at, at + (10**9 if what == "time" else 0)))
+    with pytest.raises(BundleError, match=r"the contents of a\.bin have changed"):
+        verify_hashes(bundle, manifest)
 
 
 def cut(folder):

@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sae_explore import command_line, tokens
-from sae_explore.bundle import Bundle, open_bundle
-from sae_explore.bundle_files import MANIFEST
+from sae_explore import command_line
+from sae_explore.bundles.bundle import Bundle, open_bundle
 from sae_explore.errors import BundleError
+from sae_explore.files.bundle_files import MANIFEST
+from sae_explore.models import tokens
 from sae_explore.terminal import clean
 
 pytest_plugins = ["bundle_fixtures", "cli_fixtures"]
@@ -170,7 +171,7 @@ def test_nothing_can_steer_the_terminal(cli, monkeypatch, command):
     monkeypatch.setattr(Bundle, "token_texts", lambda _self, _document, start, stop: (HOSTILE,) * (stop - start))
     monkeypatch.setattr(Bundle, "label", lambda _self, _feature: HOSTILE)
     monkeypatch.setattr(tokens, "readable", lambda _data: HOSTILE)
-    monkeypatch.setattr("sae_explore.bundle.readable", lambda _data: HOSTILE)
+    monkeypatch.setattr("sae_explore.bundles.bundle.readable", lambda _data: HOSTILE)
     code, out, err = cli(*command)
     assert (code, err) == (0, "")
     assert len(out) > 50

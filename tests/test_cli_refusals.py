@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from sae_explore.bundle import Bundle
-from sae_explore.bundle_files import MANIFEST, read_manifest
+from sae_explore.bundles.bundle import Bundle
 from sae_explore.errors import BundleError
+from sae_explore.files.bundle_files import MANIFEST, read_manifest
 
 pytest_plugins = ["bundle_fixtures", "cli_fixtures"]
 

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from sae_explore import collect
-from sae_explore.activation_shards import ShardWriter
-from sae_explore.collect import collect_activations, ignored_rows, median_norm_of, residual_blocks, static_ignored
+from sae_explore.activations import collect
+from sae_explore.activations.activation_shards import ShardWriter
+from sae_explore.activations.collect import collect_activations, ignored_rows, median_norm_of, residual_blocks, static_ignored
 from sae_explore.errors import InputError
-from sae_explore.model import LanguageModel
-from sae_explore.windows import windows_of
+from sae_explore.models.model import LanguageModel
+from sae_explore.models.windows import windows_of
 
 CONTEXT = 16
 SINK = 300  # the token id on which spikes are planted
@@ -191,3 +191,14 @@ def test_texts_without_a_token_to_train_on_are_refused(gpt2_model, tmp_path):
     for i, ids_of in enumerate(([], [np.zeros(3, np.int32)], [np.array([5], np.int32)])):
         with pytest.raises(InputError, match="no tokens to train on"):
             collect_activations(gpt2_model, ids_of, tmp_path / str(i), context=CONTEXT, bos=False)
+
+
+def test_the_median_of_the_first_block_holds_for_all(gpt2_model, tmp_path, monkeypatch):
+    """A whole block of rows ten times as long is all sinks: measured by its own median, it would hold none."""
+    own = LanguageModel.residual
+    monkeypatch.setattr(
+        LanguageModel, "residual", lambda self, ids, **options: own(self, ids, **options) * (1 + 9 * (ids >= 400))[..., None]
+    )
+    ids_of = [np.arange(310, 325, dtype=np.int32), np.arange(410, 425, dtype=np.int32)]
+    data, info = collect_activations(gpt2_model, ids_of, tmp_path, context=CONTEXT, bos=True, shard_rows=15)
+    assert (data.tokens, info["sinks"]) == (15, 15)

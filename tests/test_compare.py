@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sae_explore.compare import MAX_CELLS, Comparison, align, compare_traces
-from sae_explore.compare_bundles import matches, stretches
 from sae_explore.errors import InputError
-from sae_explore.text_view import Scale, ranked, strongest
+from sae_explore.explore.compare import MAX_CELLS, Comparison, align, compare_traces
+from sae_explore.explore.compare_bundles import matches, stretches
+from sae_explore.explore.text_view import Scale, ranked, strongest
 from sae_explore.types import SparseRows, TextTrace, TokenizedText
 
 D = 6

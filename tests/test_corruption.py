@@ -18,15 +18,17 @@ import pyarrow.parquet as pq
 import pytest
 from app_driver import open_page, run, texts_of, unescaped
 
-from sae_explore import about, curated, quality
-from sae_explore.bundle import Bundle
-from sae_explore.bundle_checks import FACTS, check_facts
-from sae_explore.bundle_files import MANIFEST, _checksum, publish, read_manifest
+from sae_explore.bundles import curated
+from sae_explore.bundles.bundle import Bundle
+from sae_explore.bundles.bundle_checks import FACTS, check_facts
 from sae_explore.errors import BundleError, InputError
+from sae_explore.explore import about
+from sae_explore.features import quality
+from sae_explore.files.bundle_files import MANIFEST, _checksum, publish, read_manifest
+from sae_explore.files.tensor_file import read_tensors, write_tensors
 from sae_explore.json_output import feature_json
-from sae_explore.notes import Notes, OwnLabel, sae_of
-from sae_explore.notes_store import FileStore
-from sae_explore.tensor_file import read_tensors, write_tensors
+from sae_explore.notebook.notes import Notes, OwnLabel, sae_of
+from sae_explore.notebook.notes_store import FileStore
 
 pytest_plugins = ["bundle_fixtures", "cli_fixtures"]
 FILES = ("documents.parquet", "features.parquet", "tokens.safetensors", "vocabulary.safetensors", "features.safetensors", "lens.safetensors",

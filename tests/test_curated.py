@@ -10,10 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sae_explore import curated, showcase, text_view, wording
-from sae_explore.browse import Filter, feature_frame, kept
-from sae_explore.bundle import Bundle
-from sae_explore.curated import FILE, Curated, CuratedFeature, CuratedText
+from sae_explore import wording
+from sae_explore.bundles import curated
+from sae_explore.bundles.bundle import Bundle
+from sae_explore.bundles.curated import FILE, Curated, CuratedFeature, CuratedText
+from sae_explore.explore import showcase, text_view
+from sae_explore.explore.browse import Filter, feature_frame, kept
 from sae_explore.json_output import feature_json, trace_json
 
 pytest_plugins = ["bundle_fixtures"]

@@ -16,11 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from text_checks import refusal, texts, write_jsonl
 
-from sae_explore import dataset
-from sae_explore.dataset import is_held_out, load_texts, split_held_out
 from sae_explore.errors import InputError, SourceError
-from sae_explore.text_sampling import sample, shorten
-from sae_explore.text_specs import parse_hub_spec, parse_spec
+from sae_explore.texts import dataset
+from sae_explore.texts.dataset import is_held_out, load_texts, split_held_out
+from sae_explore.texts.text_sampling import sample, shorten
+from sae_explore.texts.text_specs import parse_hub_spec, parse_spec
 from sae_explore.types import Document
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -187,6 +187,6 @@ def test_a_corpus_splits_into_two_without_loss():
 
 def test_importing_the_module_is_light():
     heavy = ("torch", "datasets", "pyarrow", "pandas", "huggingface_hub", "transformers")
-    code = f"import sys, sae_explore.dataset; print([name for name in {heavy!r} if name in sys.modules])"
+    code = f"import sys, sae_explore.texts.dataset; print([name for name in {heavy!r} if name in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert run.stdout.strip() == "[]"

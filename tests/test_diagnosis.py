@@ -2,7 +2,7 @@
 
 import pytest
 
-from sae_explore.diagnosis import warnings_for
+from sae_explore.building.diagnosis import warnings_for
 from sae_explore.strength import BANDS, band_of
 
 GOOD = {

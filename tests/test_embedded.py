@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 
-from sae_explore.dataset import load_texts
+from sae_explore.texts.dataset import load_texts
 from sae_explore.types import Document
 
 CATEGORIES = ["arts", "business", "education", "emotions", "food", "history"]

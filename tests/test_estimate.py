@@ -7,13 +7,13 @@ import os
 import numpy as np
 import pytest
 
-from sae_explore import estimate as estimates
-from sae_explore.build_request import BuildRequest
-from sae_explore.embedded import embedded_rows
+from sae_explore.building import estimate as estimates
+from sae_explore.building.build_request import BuildRequest
+from sae_explore.building.estimate import Amount, Machine, amount_of, estimate, product_rate, size_words, this_machine, time_words
 from sae_explore.errors import InputError, ModelError
-from sae_explore.estimate import Amount, Machine, amount_of, estimate, product_rate, size_words, this_machine, time_words
-from sae_explore.model_facts import ModelFacts, facts_of
-from sae_explore.model_sources import GPT2, SMOLLM2
+from sae_explore.models.model_facts import ModelFacts, facts_of
+from sae_explore.models.model_sources import GPT2, SMOLLM2
+from sae_explore.texts.embedded import embedded_rows
 
 FACTS = ModelFacts("m", "m", layers=4, width=10, block_parameters=1_200, vocabulary=100, positions=128, here=True)
 REQUEST = BuildRequest("b", "m", "blocks.1.hook_resid_post", latents=50, k=2, epochs=3, context=20)

@@ -13,13 +13,15 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from sae_explore import export, notes
-from sae_explore.bundle import Bundle, open_bundle
+from sae_explore import export
+from sae_explore.bundles.bundle import Bundle, open_bundle
+from sae_explore.drawing import standalone_html
+from sae_explore.drawing.standalone_html import MAX_FEATURES
 from sae_explore.errors import InputError
-from sae_explore.notes import Notes
-from sae_explore.notes_store import FileStore
-from sae_explore.standalone_html import MAX_FEATURES
-from sae_explore.text_view import ranked_csv
+from sae_explore.explore.text_view import ranked_csv
+from sae_explore.notebook import notes
+from sae_explore.notebook.notes import Notes
+from sae_explore.notebook.notes_store import FileStore
 from sae_explore.types import LensToken
 
 pytest_plugins = ["bundle_fixtures", "cli_fixtures"]
@@ -133,6 +135,13 @@ def test_html_of_a_dead_feature_says_so(planted):
 def test_html_of_none_too_many_or_unknown_features_is_refused(tiny, features):
     with pytest.raises(InputError):
         export.feature_html(tiny, features if len(features) < 2 else [f % 64 for f in features] + [64])
+
+
+def test_html_of_more_features_than_one_file_holds_is_refused(tiny, monkeypatch):
+    monkeypatch.setattr(standalone_html, "MAX_FEATURES", 3)
+    assert export.feature_html(tiny, [5, 6, 7, 5]).count("<article") == 3
+    with pytest.raises(InputError, match="one HTML file holds 1 to 3 features, not 4"):
+        export.feature_html(tiny, [5, 6, 7, 8])
 
 
 # ---- tables ------------------------------------------------------------------------------------------------------------

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from sae_explore import feature_stats
-from sae_explore.activation_store import ActivationStore, StoreWriter
-from sae_explore.feature_stats import (
+from sae_explore.activations import feature_stats
+from sae_explore.activations.activation_store import ActivationStore, StoreWriter
+from sae_explore.activations.feature_stats import (
     COACTIVE,
     EXAMPLE_INTERVALS,
     HISTOGRAM_BINS,
@@ -244,3 +244,13 @@ def test_coactivation_of_frequent_features_is_estimated_from_a_sample(dense, mad
     assert a.probability[3, 0] == pytest.approx(by_correlation(dense, 3)[0][1], abs=0.15)
     assert a.count[3, 0] == round(a.probability[3, 0] * totals.count[3])
     assert not np.array_equal(a.feature, b.feature)
+
+
+def test_coactivation_counts_no_token_on_which_nothing_can_fire(dense, tmp_path):
+    """Ignored tokens hold nothing in the store: as if they were not there."""
+    store, totals = store_of(tmp_path, np.vstack([dense, np.zeros((300, D))]))
+    found = coactivation(store, totals.count, 400)
+    for f in range(D):
+        expected = by_correlation(dense, f)
+        assert found.feature[f, : len(expected)].tolist() == [r[0] for r in expected]
+        np.testing.assert_allclose(found.correlation[f, : len(expected)], [r[2] for r in expected], rtol=1e-4)

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sae_explore import figures
-from sae_explore.figures_effects import probability_bars
+from sae_explore.drawing import figures
+from sae_explore.drawing.figures_effects import probability_bars
 from sae_explore.strength import band_of
 from sae_explore.types import LensToken
 from sae_explore.wording import band_range, confidence_words, count_of, density_words, percent

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sae_explore.figures_effects import probability_bars
+from sae_explore.drawing.figures_effects import probability_bars
 
 TOKENS = [" the", "<b>bold</b>", " the", "&lt;"]
 BEFORE, AFTER = np.array([0.2, 0.05, 0.0004, 0.0]), np.array([0.4, 0.1, 0.002, 0.0001])
@@ -17,6 +17,7 @@ def test_two_bars_a_token_hold_the_probabilities():
     assert list(without.y) == list(after.y) == [0, 1, 2, 3]  # by number: equal tokens stay apart
     assert list(without.text) == ["20\u00a0%", "5.0\u00a0%", "0.040\u00a0%", "0\u00a0%"]
     assert list(figure.layout.yaxis.ticktext) == ["·the", "&lt;b&gt;bold&lt;/b&gt;", "·the", "&amp;lt;"]
+    assert list(without.customdata) == list(after.customdata) == list(figure.layout.yaxis.ticktext)  # under the pointer
     assert figure.layout.yaxis.range[0] > figure.layout.yaxis.range[1]  # the first on top
     assert figure.layout.xaxis.range[0] == 0
     assert figure.layout.xaxis.range[1] > 0.5

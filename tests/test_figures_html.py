@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sae_explore import figures_html
+from sae_explore.drawing import figures_html
 from sae_explore.strength import BANDS, band_of, band_of_bins, band_shares
 from sae_explore.types import LensToken
 

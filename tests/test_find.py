@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sae_explore import find
-from sae_explore.bundle import Bundle, open_bundle
+from sae_explore.bundles.bundle import Bundle, open_bundle
 from sae_explore.errors import InputError
-from sae_explore.find_tokens import TokenTexts
-from sae_explore.tokens import Vocabulary
+from sae_explore.explore import find
+from sae_explore.explore.find_tokens import TokenTexts
+from sae_explore.models.tokens import Vocabulary
 from sae_explore.types import SparseRows
 
 pytest_plugins = ["bundle_fixtures"]

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sae_explore.find_links import BY, KEYS, MAX_QUERY, NO_SEARCH, RANGES, SHOW, Search, from_params, to_params
-from sae_explore.links import Link, query_of, read_link
+from sae_explore.explore.find_links import BY, KEYS, MAX_QUERY, NO_SEARCH, RANGES, SHOW, Search, from_params, to_params
+from sae_explore.explore.links import Link, query_of, read_link
 from sae_explore.wording import KIND_WORDS
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=200)
@@ -88,3 +88,19 @@ def test_any_address_is_read_without_an_error(params):
     assert len(problems) <= 6
     assert all(len(problem) < 200 for problem in problems)
     assert all(0 <= low <= high for _, low, high in found.ranges)
+
+
+def test_filters_without_end_are_left_out_and_of_many_wrong_ones_some_are_named():
+    found, problems = from_params({"where": ";".join(["dense"] * 200)})
+    assert (found, len(problems)) == (NO_SEARCH, 1)
+    found, problems = from_params({"where": ";".join([*"abcdefghijklmnopqrstuvwxyz", "dense"])})
+    assert found == Search(dense=True)
+    assert len(problems) == 6
+
+
+@pytest.mark.parametrize(
+    "part", ["density:1e999..inf", "density:1e999..1e999", "density:-1..2", "max:2..1", "max:1..", "kinds:token+nope", "show:none"]
+)
+def test_a_filter_that_cannot_be_is_named_and_left_out(part):
+    found, problems = from_params({"where": part})
+    assert (found, len(problems)) == (NO_SEARCH, 1)

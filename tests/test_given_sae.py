@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import sae_layouts as layouts
 
-from sae_explore import build_choices
-from sae_explore.build_choices import ASSUMED_LATENTS, given_sae, sizes_for_estimate, what_needs_the_hub
-from sae_explore.build_request import BuildRequest
+from sae_explore.building import build_choices
+from sae_explore.building.build_choices import ASSUMED_LATENTS, given_sae, sizes_for_estimate, what_needs_the_hub
+from sae_explore.building.build_request import BuildRequest
 from sae_explore.errors import InputError
-from sae_explore.sae_facts import SaeFacts, facts_of_sae
-from sae_explore.sae_sources import GPT2_SAES, resolve_sae
+from sae_explore.saes.sae_facts import SaeFacts, facts_of_sae
+from sae_explore.saes.sae_sources import GPT2_SAES, resolve_sae
 
 pytest_plugins = ["hub_fixtures"]
 ROOT = Path(__file__).resolve().parents[1]
@@ -127,7 +127,7 @@ def test_what_is_damaged_is_not_measured(tmp_path):
 def test_nothing_of_it_imports_torch(tmp_path):
     layouts.write_openai(tmp_path / "6.pt")
     code = (
-        "import sys; from sae_explore import build_choices, estimate, presets\n"
+        "import sys; from sae_explore.building import build_choices, estimate, presets\n"
         f"print(build_choices.sizes_for_estimate({str(tmp_path / '6.pt')!r})['sae_latents'], 'torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)

@@ -9,9 +9,9 @@ from hostile_checks import hostile, read_or_refuse
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sae_explore import sae_files
 from sae_explore.errors import SaeError
-from sae_explore.sae_formats import load_sae
+from sae_explore.saes import sae_files
+from sae_explore.saes.sae_formats import load_sae
 
 D_IN, D_SAE = 4, 8
 
@@ -47,6 +47,15 @@ def test_hostile_arrays_are_refused(tmp_path, what):
     with zipfile.ZipFile(tmp_path / "params.npz", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("w_enc.npy", MEMBERS[what])
     assert read_or_refuse(tmp_path) is None
+
+
+@pytest.mark.parametrize("shape", ["(1000000000000,)", "(3000000000,)", "(100,)"])
+def test_an_array_that_claims_more_than_its_part_of_the_file_is_refused_before_it_is_made(tmp_path, shape):
+    with zipfile.ZipFile(tmp_path / "params.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("w_enc.npy", npy(shape, data=bytes(16)))
+        archive.writestr("b_enc.npy", npy("(250,)", data=bytes(1000)))  # so that all of them together hold more than one claims
+    with pytest.raises(SaeError, match="'w_enc' is cut short"):
+        load_sae(tmp_path)
 
 
 def test_an_archive_that_unpacks_to_more_than_the_memory_is_not_unpacked(tmp_path, monkeypatch):

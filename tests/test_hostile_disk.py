@@ -11,20 +11,20 @@ from pathlib import Path
 import pytest
 from app_driver import open_page, run, unescaped
 
-from sae_explore import bundle as bundle_module
-from sae_explore import notes
-from sae_explore.build import build
-from sae_explore.build_request import BuildRequest
-from sae_explore.build_work import work_folder
-from sae_explore.bundle import Bundle
-from sae_explore.bundle_files import MANIFEST, bundle_names, publish, write_json
+from sae_explore.building.build import build
+from sae_explore.building.build_request import BuildRequest
+from sae_explore.building.build_work import work_folder
+from sae_explore.bundles import bundle as bundle_module
+from sae_explore.bundles.bundle import Bundle
+from sae_explore.bundles.pull import pull
+from sae_explore.bundles.push import push
 from sae_explore.errors import ExploreError
 from sae_explore.export import write_features
-from sae_explore.notes import sae_of
-from sae_explore.notes_store import FileStore
-from sae_explore.pull import pull
-from sae_explore.push import push
-from sae_explore.uploads import check_upload
+from sae_explore.files.bundle_files import MANIFEST, bundle_names, publish, write_json
+from sae_explore.notebook import notes
+from sae_explore.notebook.notes import sae_of
+from sae_explore.notebook.notes_store import FileStore
+from sae_explore.texts.uploads import check_upload
 
 resource = pytest.importorskip("resource", reason="Windows has no limit of a file's size")
 pytest_plugins = ["bundle_fixtures", "cli_fixtures", "hub_fixtures"]

@@ -5,7 +5,7 @@ from app_driver import open_page, texts_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sae_explore import links
+from sae_explore.explore import links
 
 pytest_plugins = ["bundle_fixtures"]
 hostile = settings(derandomize=True, max_examples=80)

@@ -18,10 +18,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from sae_explore import sae_files
 from sae_explore.errors import InputError, SaeError
-from sae_explore.sae_formats import load_sae, save_sae
-from sae_explore.sae_saelens import FILES, read
+from sae_explore.saes import sae_files
+from sae_explore.saes.sae_formats import load_sae, save_sae
+from sae_explore.saes.sae_saelens import FILES, read
 
 D_IN, D_SAE = 4, 8
 
@@ -301,7 +301,7 @@ WATCHED = """
 import sys, torch, numpy
 from pathlib import Path
 from sae_explore.errors import ExploreError
-from sae_explore.sae_formats import load_sae
+from sae_explore.saes.sae_formats import load_sae
 seen = []
 WRITING = {"os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate", "shutil.rmtree", "os.system", "subprocess.Popen",
            "os.exec", "os.posix_spawn", "socket.connect"}
@@ -336,9 +336,15 @@ def test_reading_hostile_files_writes_nothing_and_starts_nothing(tmp_path):
     "spec", ["../../nowhere", "me/../..:x", "me/sae:../x", "me/sae:/etc", "CON", "\ud800", "a\0b", "\u202e/x", "x" * 5000, "~nobody/x"]
 )
 def test_names_of_saes_that_are_none(spec, monkeypatch):
-    from sae_explore.sae_sources import resolve_sae
+    from sae_explore.saes.sae_sources import resolve_sae
 
-    monkeypatch.setattr("sae_explore.sae_sources._cached", lambda *_: pytest.fail("was looked for"))
+    monkeypatch.setattr("sae_explore.saes.sae_sources._cached", lambda *_: pytest.fail("was looked for"))
     with pytest.raises(InputError, match=r"there is no SAE folder|is not understood") as caught:
         resolve_sae(spec)
     assert len(str(caught.value)) < 400 or spec.startswith("x")
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (4, 0), (4,), (2, 2, 2), (1, (1 << 24) + 1)])
+def test_what_cannot_be_the_matrix_of_an_sae(shape):
+    with pytest.raises(SaeError, match=r"x: W has shape .*, expected a matrix"):
+        sae_files.matrix_sides("x", "W", torch.zeros(1).expand(shape) if 0 not in shape else torch.zeros(shape))

@@ -13,15 +13,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sae_explore import text_files, uploads
-from sae_explore.bundle import Bundle
-from sae_explore.bundle_files import check_name
-from sae_explore.dataset import load_texts
+from sae_explore.bundles.bundle import Bundle
+from sae_explore.bundles.tracer import Tracer
 from sae_explore.errors import ExploreError, InputError
-from sae_explore.notes_json import read_json, to_json
-from sae_explore.text_view import check_own_text
-from sae_explore.tracer import Tracer
-from sae_explore.uploads import check_upload, safe_name
+from sae_explore.explore.text_view import check_own_text
+from sae_explore.files.bundle_files import check_name
+from sae_explore.notebook.notes_json import read_json, to_json
+from sae_explore.texts import text_files, uploads
+from sae_explore.texts.dataset import load_texts
+from sae_explore.texts.uploads import check_upload, safe_name
 
 pytest_plugins = ["bundle_fixtures"]
 hostile = settings(derandomize=True, max_examples=60)

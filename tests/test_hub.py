@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 from hub_server import HubServer
 
-from sae_explore import hub
 from sae_explore.errors import InputError, SourceError
-from sae_explore.hub import hub_access, hub_endpoint, hub_problem, hub_reachable, one_line, require_hub
+from sae_explore.files import hub
+from sae_explore.files.hub import hub_access, hub_endpoint, hub_problem, hub_reachable, one_line, require_hub
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -172,7 +172,7 @@ CLIENT = """
 import json, sys
 from huggingface_hub import HfApi, HfFileSystem, hf_hub_download, snapshot_download
 from sae_explore.errors import SourceError
-from sae_explore.hub import hub_access
+from sae_explore.files.hub import hub_access
 
 def failure(action):
     try:

@@ -7,11 +7,11 @@ import shutil
 import pytest
 from hub_server import HubServer
 
-from sae_explore import hub as hub_module
-from sae_explore import hub_download
 from sae_explore.errors import SourceError
-from sae_explore.model_facts import facts_of
-from sae_explore.model_sources import is_local, resolve_model
+from sae_explore.files import hub as hub_module
+from sae_explore.files import hub_download
+from sae_explore.models.model_facts import facts_of
+from sae_explore.models.model_sources import is_local, resolve_model
 
 pytest_plugins = ["hub_fixtures"]
 MODEL, WEIGHTS = "someone/tiny", "model.safetensors"

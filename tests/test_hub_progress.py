@@ -2,7 +2,7 @@
 
 import threading
 
-from sae_explore.hub import byte_counter
+from sae_explore.files.hub import byte_counter
 
 
 def test_bytes_are_counted_over_all_bars_and_files_are_not(capsys):

@@ -20,10 +20,11 @@ import pytest
 from hub_server import HubServer
 from text_checks import refusal
 
-from sae_explore import dataset, hub, hub_texts, text_files
-from sae_explore.dataset import load_texts
 from sae_explore.errors import SourceError
-from sae_explore.text_specs import diverse_specs
+from sae_explore.files import hub
+from sae_explore.texts import dataset, hub_texts, text_files
+from sae_explore.texts.dataset import load_texts
+from sae_explore.texts.text_specs import diverse_specs
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -152,7 +153,7 @@ def make_hub(folder: Path) -> None:
 CLIENT = """
 import json, sys
 from dataclasses import asdict
-from sae_explore.dataset import load_texts
+from sae_explore.texts.dataset import load_texts
 from sae_explore.errors import ExploreError
 
 for line in sys.stdin:

@@ -8,10 +8,10 @@ from injected_bundle import CURATED, GROUPED, OWN, injected
 from injections import HOST, INJECTIONS, SCAN, groups
 
 from sae_explore import open_bundle
-from sae_explore.build import build
-from sae_explore.build_request import BuildRequest
+from sae_explore.building.build import build
+from sae_explore.building.build_request import BuildRequest
+from sae_explore.explore.find_links import BY
 from sae_explore.export import feature_html
-from sae_explore.find_links import BY
 
 pytestmark = pytest.mark.browser
 

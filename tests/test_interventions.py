@@ -9,13 +9,13 @@ import torch
 from lab_checks import TEXT, dense, hooked_logits, state_of, strongest_features, units
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
-from sae_explore import next_token
-from sae_explore.edits import CONTROLS, MAX_EDITS, TOP, Edit
 from sae_explore.errors import InputError
-from sae_explore.interventions import new_activations, random_like
-from sae_explore.next_token import states_from
-from sae_explore.patching import align, patched, patched_maximum
+from sae_explore.models import next_token
+from sae_explore.models.next_token import states_from
 from sae_explore.types import HookPoint
+from sae_explore.whatif.edits import CONTROLS, MAX_EDITS, TOP, Edit
+from sae_explore.whatif.interventions import new_activations, random_like
+from sae_explore.whatif.patching import align, patched, patched_maximum
 
 pytest_plugins = ["lab_fixtures"]
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from sae_explore.labels import HOLDS, KINDS, Evidence, Label, Scores, commonest, label, lens_score, normal, scores, shown
-from sae_explore.meaning import Meaning
-from sae_explore.topic import Topic
+from sae_explore.features.labels import HOLDS, KINDS, Evidence, Label, Scores, commonest, label, lens_score, normal, scores, shown
+from sae_explore.features.meaning import Meaning
+from sae_explore.features.topic import Topic
 
 EVEN = {"news": 0.25, "code": 0.25, "food": 0.25, "law": 0.25}
 

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from sae_explore.diverse import diverse_features
-from sae_explore.lens import (
+from sae_explore.activations.feature_stats import NONE
+from sae_explore.features.diverse import diverse_features
+from sae_explore.features.feature_table import lens_tables as tables_of_features
+from sae_explore.features.lens import (
     CONVENTIONS,
     LENS_TOP,
     LOGIT_BINS,
@@ -17,6 +19,8 @@ from sae_explore.lens import (
     nearest_by_cosine,
     random_directions,
 )
+from sae_explore.models.model import Unembedding
+from sae_explore.models.tokens import Vocabulary
 
 
 @pytest.fixture(params=["gpt2", "llama"])
@@ -103,7 +107,7 @@ def test_an_unknown_convention_is_named(gpt2_model):
 
 @pytest.mark.parametrize("chunk", [1 << 24, 1])
 def test_lists_and_statistics(monkeypatch, chunk):
-    monkeypatch.setattr("sae_explore.lens._CHUNK_LOGITS", chunk)
+    monkeypatch.setattr("sae_explore.features.lens._CHUNK_LOGITS", chunk)
     matrix = torch.randn(32, 90, generator=torch.Generator().manual_seed(2))
     excluded = np.zeros(90, bool)
     excluded[::9] = True
@@ -128,7 +132,7 @@ def test_lists_and_statistics(monkeypatch, chunk):
 
 @pytest.mark.parametrize("chunk", [1 << 24, 1])
 def test_all_conventions_at_once_equal_each_alone(parts, monkeypatch, chunk):
-    monkeypatch.setattr("sae_explore.lens._CHUNK_LOGITS", chunk)
+    monkeypatch.setattr("sae_explore.features.lens._CHUNK_LOGITS", chunk)
     unembedding = parts[0]
     excluded = np.zeros(600, bool)
     excluded[[3, 599]] = True
@@ -155,7 +159,7 @@ def test_random_directions_are_unit_and_seeded():
 
 @pytest.mark.parametrize("chunk", [1 << 24, 40])
 def test_nearest_rows_by_cosine(monkeypatch, chunk):
-    monkeypatch.setattr("sae_explore.lens._CHUNK_LOGITS", chunk)
+    monkeypatch.setattr("sae_explore.features.lens._CHUNK_LOGITS", chunk)
     rows = torch.randn(20, 6, generator=torch.Generator().manual_seed(3)) * torch.arange(1, 21)[:, None]
     indices, cosines = nearest_by_cosine(rows, 4)
     x = rows.double().numpy()
@@ -191,3 +195,44 @@ def test_diverse_features_worked_by_hand():
     assert diverse_features(W_dec, np.array([5.0, 4, 3, 2, 1]), 5) == [0, 2, 4]  # opposite directions count as alike; 45 degrees are .707
     assert diverse_features(W_dec, np.array([5.0, 4, 3, 2, 1]), 5, limit=0.8) == [0, 2, 3, 4]
     assert diverse_features(W_dec, np.full(5, np.nan), 2) == []
+
+
+def test_lists_of_features_hold_no_special_token_and_no_unused_id():
+    """However much they stand out; and a random direction's top logit is said in standard deviations of its own logits."""
+    W_U = torch.randn(50, 32, generator=torch.Generator().manual_seed(1))
+    W_U[[7, 9]] *= 50
+    unembedding = Unembedding(W_U, torch.ones(32), False)
+    lengths, special = np.ones(50, np.int64), np.zeros(50, bool)
+    lengths[7], special[9] = 0, True
+    vocabulary = Vocabulary(np.full(49, ord("x"), np.uint8), np.concatenate([[0], lengths.cumsum()]), special)
+    tables, _, info = tables_of_features(DIRECTIONS, unembedding, vocabulary, np.full((7, 20), NONE), np.zeros(1, np.int64))
+    for convention in CONVENTIONS:
+        for listed in (tables[convention].positive_ids, tables[convention].negative_ids):
+            assert not np.isin(listed, [7, 9]).any()
+        logits = random_directions(32) @ lens_matrix(unembedding, convention)
+        shown = np.delete(logits.numpy(), [7, 9], axis=1)
+        expected = (shown.max(1) / logits.numpy().std(1)).mean()
+        assert info["random"]["z_top"][convention] == pytest.approx(expected, rel=2e-3)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_convention_that_agrees_best_with_the_examples_is_the_default(seed):
+    """Agreement: in how many of a live feature's top examples the peak token or the one after it is among the first ten of the list."""
+    rng = np.random.default_rng(seed)
+    W_U = torch.from_numpy(rng.normal(size=(50, 32)) * rng.exponential(1, (50, 1)) + rng.normal(size=32)).float()
+    unembedding = Unembedding(W_U, torch.from_numpy(rng.exponential(1, 32)).float(), True)
+    vocabulary = Vocabulary(np.full(50, ord("x"), np.uint8), np.arange(51), np.zeros(50, bool))
+    ids, top = rng.integers(0, 50, 40), rng.integers(0, 40, (7, 20)).astype(np.uint32)
+    top[0, 0], top[2, 5:], top[3] = 39, NONE, NONE  # the last token of all, few examples, a dead feature
+    tables, _, info = tables_of_features(DIRECTIONS, unembedding, vocabulary, top, ids)
+    expected = {}
+    for convention in CONVENTIONS:
+        shares = []
+        for row, listed in zip(top.tolist(), tables[convention].positive_ids[:, :10].tolist(), strict=True):
+            peaks = [t for t in row if t != NONE]
+            held = [bool({ids[t], ids[min(t + 1, 39)]} & set(listed)) for t in peaks]
+            shares += [sum(held) / len(held)] if held else []
+        expected[convention] = round(sum(shares) / 6, 4)
+    assert info["agreement"] == pytest.approx(expected, abs=1e-4)
+    assert expected[info["default"]] == max(expected.values())
+    assert len(set(expected.values())) > 1

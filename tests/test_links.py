@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sae_explore.links import KEYS, MAX_LINK_FEATURES, MAX_LINK_TEXT, Link, fits_link, query_of, read_link
+from sae_explore.explore.links import KEYS, MAX_LINK_FEATURES, MAX_LINK_TEXT, Link, fits_link, query_of, read_link
 
 BUNDLES = ["demo", "gpt2"]
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=200)
@@ -104,3 +104,9 @@ def test_of_two_texts_one_that_is_too_long_takes_the_other_along():
     found = read_link({"text": "short", "text2": "x" * (MAX_LINK_TEXT + 1), "bundle2": "nope"}, BUNDLES)
     assert (found.text, found.text2, found.bundle2) == ("short", None, None)
     assert len(found.problems) == 2
+
+
+def test_words_in_a_link_are_cut_to_what_they_may_be():
+    long = "x" * (8 * MAX_LINK_TEXT)
+    found = read_link({"features": "1", "list": long, "note": long, "doc": long, "doc2": long}, BUNDLES)
+    assert [len(words) for words in (found.name, found.note, found.document, found.document2)] == [60, MAX_LINK_TEXT, 200, 200]

@@ -7,13 +7,15 @@ import sys
 import numpy as np
 import pytest
 
-from sae_explore import __main__, command_line, feature_map, map_colours
-from sae_explore.browse import feature_frame
-from sae_explore.bundle import open_bundle
-from sae_explore.bundle_files import MAP_FILE, complete_manifest, publish, sha256_of
+from sae_explore import __main__, command_line
+from sae_explore.bundles.bundle import open_bundle
+from sae_explore.drawing import map_colours
+from sae_explore.drawing.figures_map import dictionary_map, picked_features, points_of, renamed
 from sae_explore.errors import BundleError, InputError
-from sae_explore.figures_map import dictionary_map, picked_features, points_of, renamed
-from sae_explore.tensor_file import write_tensors
+from sae_explore.explore.browse import feature_frame
+from sae_explore.features import feature_map
+from sae_explore.files.bundle_files import MAP_FILE, complete_manifest, publish, sha256_of
+from sae_explore.files.tensor_file import write_tensors
 
 pytest_plugins = ["bundle_fixtures"]
 
@@ -132,7 +134,7 @@ def test_a_bundle_is_built_the_same_with_the_library_and_without(tiny_cache, cac
 
 
 def test_a_build_without_the_library_leaves_the_map_out(cache, no_library):
-    from sae_explore.build_stages import stage_map
+    from sae_explore.building.build_stages import stage_map
 
     class Context:
         out, said = cache / "planted", []
@@ -265,10 +267,12 @@ def test_hostile_labels_are_shown_as_they_are(bundle):
     frame = feature_frame(bundle)
     colours = map_colours.Colours("<i>t</i>", kinds=np.zeros(64, int), names=("<img src=x>",))
     made = points_of(np.zeros((64, 2)), [hostile] * 64, frame["density"].to_numpy())
-    figure = dictionary_map(renamed(made, {8: hostile}), colours)
-    drawn = figure.to_json()
-    assert "&lt;b&gt;" in drawn
-    assert not any(bad in drawn for bad in ("<a", "<b>", "<i>", "<img"))
+    by_number = map_colours.Colours("<i>t</i>", values=np.linspace(0, 1, 64))
+    for found in (colours, by_number):
+        drawn = str(dictionary_map(renamed(made, {8: hostile}), found).to_dict())  # to_json() would write < as a number
+        assert "&lt;b&gt;" in drawn
+        assert "<br>fires on" in drawn
+        assert not any(bad in drawn for bad in ("<a", "<b>", "<i>", "<img"))
 
 
 def test_only_features_of_this_dictionary_come_back_from_the_browser():

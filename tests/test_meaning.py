@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from sae_explore.meaning import DRAWS, NEAR, Meaning, WordSpace
-from sae_explore.words import NO_WORD, Words
+from sae_explore.features.meaning import DRAWS, NEAR, Meaning, WordSpace
+from sae_explore.features.words import NO_WORD, Words
 
 N, D = 600, 32
 NONE = NO_WORD - 1

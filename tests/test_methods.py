@@ -8,12 +8,12 @@ import pyarrow as pa
 import pytest
 
 from sae_explore import command_line, decoder_analysis, max_activating_examples, methods
-from sae_explore.bundle import open_bundle
-from sae_explore.bundle_files import bundle_names
-from sae_explore.diverse import clarity, cosine_matrix
+from sae_explore.bundles.bundle import open_bundle
 from sae_explore.errors import InputError
+from sae_explore.features.diverse import clarity, cosine_matrix
+from sae_explore.files.bundle_files import bundle_names
+from sae_explore.files.tensor_file import read_tensors
 from sae_explore.max_activating_examples import interpretation
-from sae_explore.tensor_file import read_tensors
 from sae_explore.types import Example
 
 pytest_plugins = ["bundle_fixtures"]

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from sae_explore.collect import residual_blocks
-from sae_explore.metrics import _losses, evaluate_losses, evaluate_reconstruction, mean_residual, spliced
-from sae_explore.model import LanguageModel, load_full_model, load_model
-from sae_explore.model_structure import blocks_of
+from sae_explore.activations.collect import residual_blocks
+from sae_explore.building.metrics import _losses, evaluate_losses, evaluate_reconstruction, mean_residual, spliced
+from sae_explore.models.model import LanguageModel, load_full_model, load_model
+from sae_explore.models.model_structure import blocks_of
+from sae_explore.models.windows import windows_of
 from sae_explore.types import HookPoint
-from sae_explore.windows import windows_of
 
 CONTEXT = 16
 SINK = 300
@@ -107,7 +107,7 @@ def test_planted_spikes_enter_no_figure_and_would_fake_it_if_left_in(gpt2_model,
 
 
 def test_reading_ends_with_the_block_that_has_enough_tokens(gpt2_model, sae, ids_of, monkeypatch):
-    monkeypatch.setattr("sae_explore.metrics.residual_blocks", partial(residual_blocks, block_tokens=20))
+    monkeypatch.setattr("sae_explore.building.metrics.residual_blocks", partial(residual_blocks, block_tokens=20))
     assert evaluate_reconstruction(gpt2_model, sae, ids_of, CATEGORIES, max_tokens=10, **ALL).tokens == 9 + 30
     assert evaluate_reconstruction(gpt2_model, sae, ids_of, CATEGORIES, max_tokens=9, **ALL).tokens == 9
 

@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sae_explore.errors import InputError, ModelError
-from sae_explore.model import load_full_model, load_model, load_tokenizer
-from sae_explore.model_structure import blocks_of
+from sae_explore.models.model import load_full_model, load_model, load_tokenizer
+from sae_explore.models.model_structure import blocks_of
+from sae_explore.models.windows import Window, windows_of
 from sae_explore.types import HookPoint
-from sae_explore.windows import Window, windows_of
 
 HOOKS = [f"blocks.{b}.hook_resid_{s}" for b in range(4) for s in ("pre", "post")]
 

@@ -13,9 +13,9 @@ import pytest
 from build_checks import CONTEXT, write_corpus
 from hub_server import HubServer
 
+from sae_explore.bundles.tracer import bundle_model
 from sae_explore.errors import BundleError, InputError
-from sae_explore.model_sources import GPT2, SMOLLM2, display_name, download_size, is_local, resolve_model
-from sae_explore.tracer import bundle_model
+from sae_explore.models.model_sources import GPT2, SMOLLM2, display_name, download_size, is_local, resolve_model
 
 ROOT = Path(__file__).parents[1]
 

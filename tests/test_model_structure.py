@@ -18,8 +18,8 @@ from transformers import (
 )
 
 from sae_explore.errors import ModelError
-from sae_explore.model import load_full_model, load_model
-from sae_explore.model_structure import blocks_of, blocks_path, checked_norm, with_modules
+from sae_explore.models.model import load_full_model, load_model
+from sae_explore.models.model_structure import blocks_of, blocks_path, checked_norm, with_modules
 from sae_explore.types import HookPoint
 
 SMALL = {"vocab_size": 600, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2}

@@ -12,9 +12,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sae_explore import model_sources
 from sae_explore.errors import ExploreError, ModelError, SourceError
-from sae_explore.model_sources import is_local, resolve_model
+from sae_explore.models import model_sources
+from sae_explore.models.model_sources import is_local, resolve_model
 
 PACKAGE = "pypi:tiny-gguf==0.1"
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from sae_explore.neuronpedia import feature_url
-from sae_explore.presets import GPT2_PUBLISHED, published_sae
+from sae_explore.building.presets import GPT2_PUBLISHED, published_sae
+from sae_explore.explore.neuronpedia import feature_url
 
 SITE = "https://www.neuronpedia.org/gpt2-small"
 JBLOOM = "jbloom/GPT2-Small-SAEs-Reformatted"

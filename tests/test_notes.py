@@ -1,19 +1,22 @@
 """A visitor's notes: what is written comes back, hostile files are refused in a sentence, and of two writers neither loses anything."""
 
 import json
+import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sae_explore import links, notes
 from sae_explore.errors import InputError
-from sae_explore.notes import Entry, Notes, OwnLabel, SavedList
-from sae_explore.notes_json import MAX_BYTES, merged, read_json, to_json
-from sae_explore.notes_store import FileStore, SessionStore
+from sae_explore.explore import links
+from sae_explore.notebook import notes, notes_store
+from sae_explore.notebook.notes import Entry, Notes, OwnLabel, SavedList
+from sae_explore.notebook.notes_json import MAX_BYTES, merged, read_json, to_json
+from sae_explore.notebook.notes_store import FileStore, SessionStore
 
 SAE, D_SAE = "0123456789abcdef", 64
 OF = {"d_sae": D_SAE, "sae": SAE}
@@ -172,6 +175,7 @@ def test_words_from_outside_are_made_harmless(text):
         json.dumps({"lists": [{"name": "a", "features": [1] * 201}]}).encode(),
         json.dumps({"labels": [{"feature": 1, "label": "x" * 121}]}).encode(),
         b" " * (MAX_BYTES + 1),
+        b'{"labels": []}' + b" " * MAX_BYTES,
     ],
 )
 def test_a_wrong_file_is_refused_in_a_short_sentence(data):
@@ -201,6 +205,30 @@ def test_a_file_keeps_the_notes_of_each_sae_apart(tmp_path):
     assert FileStore(tmp_path, "other", sae=SAE, d_sae=D_SAE).read() == Notes()
 
 
+@pytest.mark.parametrize("what", ["time", "size", "another file"])
+def test_a_file_that_another_process_has_changed_is_read_anew(tmp_path, what):
+    """Told by any of its time, its size and which file it is."""
+    store = FileStore(tmp_path, "demo", sae=SAE, d_sae=D_SAE)
+    store.change(lambda now: notes.with_label(now, 3, "days", ""))
+    assert store.read().own_labels == {3: "days"}
+    data, at = store.path.read_bytes(), store.path.stat().st_mtime_ns
+    changed = data.replace(b"days", b"weeks" if what == "size" else b"week")
+    if what == "another file":
+        (tmp_path / "new").write_bytes(changed)
+        (tmp_path / "new").replace(store.path)
+    else:
+        store.path.write_bytes(changed)
+    os.utime(store.path, ns=(at, at + (1 if what == "time" else 0)))
+    assert store.read().own_labels == {3: "weeks" if what == "size" else "week"}
+
+
+def test_notes_of_the_latest_few_saes_are_kept(tmp_path):
+    stores = [FileStore(tmp_path, "demo", sae=f"{i:016x}", d_sae=D_SAE) for i in range(10)]
+    for i, store in enumerate(stores):
+        store.change(lambda now, i=i: notes.with_label(now, i, "mine", ""))
+    assert [store.read().own_labels for store in stores] == [{}, {}, *({i: "mine"} for i in range(2, 10))]
+
+
 def test_a_change_that_is_refused_changes_nothing(tmp_path):
     store = FileStore(tmp_path, "demo", sae=SAE, d_sae=D_SAE)
     store.change(lambda now: notes.with_label(now, 3, "days", ""))
@@ -225,8 +253,8 @@ def test_a_damaged_file_is_named_and_left_alone(tmp_path, data):
 _WRITER = """
 import sys
 from pathlib import Path
-from sae_explore import notes
-from sae_explore.notes_store import FileStore
+from sae_explore.notebook import notes
+from sae_explore.notebook.notes_store import FileStore
 store = FileStore(Path(sys.argv[1]), "demo", sae="0123456789abcdef", d_sae=64)
 for feature in range(int(sys.argv[2]), 60, 2):
     store.change(lambda now: notes.with_features(notes.with_label(now, feature, f"label {feature}", ""), "both", [feature]))
@@ -244,6 +272,22 @@ def test_two_processes_at_once_lose_nothing(tmp_path):
     both = found.list_named("both").features
     assert sorted(both) == list(range(60))
     assert [f for f in both if f % 2] == list(range(1, 60, 2))  # each in its own order
+
+
+def test_two_threads_at_once_lose_nothing_where_files_have_no_locks(tmp_path, monkeypatch):
+    """The second one begins while the first has read the notes and not yet written them."""
+    monkeypatch.setattr(notes_store, "fcntl", None)
+    store = FileStore(tmp_path, "demo", sae=SAE, d_sae=D_SAE)
+    second = threading.Thread(target=store.change, args=(lambda now: notes.with_label(now, 2, "second", ""),))
+
+    def edit(now: Notes) -> Notes:
+        second.start()
+        second.join(0.3)  # it waits for this one to have ended
+        return notes.with_label(now, 1, "first", "")
+
+    store.change(edit)
+    second.join(60)
+    assert store.read().own_labels == {1: "first", 2: "second"}
 
 
 def test_notes_of_a_session_are_its_own():
@@ -274,7 +318,7 @@ def test_notes_too_long_for_a_link_are_left_out_and_features_that_are_not_here_d
     assert notes.from_link(links.read_link(query, ["demo"]), D_SAE) == SavedList("L", "", (Entry(5),))
 
 
-@pytest.mark.parametrize("raw", ["x", "{}", "[1]", '["a"]', "[" * 9_000, '["a","b","c"]'])
+@pytest.mark.parametrize("raw", ["x", "{}", "[1]", '["a"]', "[" * 9_000, '["a","b","c"]', f'["{"x" * 12_000}","b"]'])
 def test_wrong_notes_in_a_link_are_named(raw):
     link = links.read_link({"features": "1,2", "list": "L", "notes": raw}, ["demo"])
     assert (link.features, link.notes, len(link.problems)) == ((1, 2), (), 1)

@@ -2,13 +2,14 @@
 
 import errno
 import io
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sae_explore import parquet_table
-from sae_explore.parquet_table import read_table
+from sae_explore.files import parquet_table
+from sae_explore.files.parquet_table import read_table
 
 ROWS = 3_000  # more than two batches
 
@@ -43,6 +44,16 @@ def test_a_large_file_takes_no_memory_of_the_process(path, scratch, monkeypatch)
     assert mapped["text"][ROWS - 1].as_py() == f"Text {ROWS - 1} é ☂ " * 20
     assert mapped["id"].index("d/2999").as_py() == 2999
     assert not list(scratch.iterdir())
+    if maps := Path("/proc/self/maps").read_text() if Path("/proc/self/maps").exists() else "":  # each buffer lies in a file without a name
+        ranges = [(line.split()[0].split("-"), line) for line in maps.splitlines() if str(scratch) in line]
+        for buffer in mapped["text"].chunk(1).buffers()[1:]:
+            assert any(int(a, 16) <= buffer.address < int(b, 16) for (a, b), _ in ranges)
+
+
+def test_what_reading_took_is_given_back(path, scratch):
+    """Arrow's own allocators keep it for later."""
+    read_table(path, scratch=scratch)
+    assert pa.default_memory_pool().backend_name == "system"
 
 
 def test_without_rows(tmp_path, monkeypatch):

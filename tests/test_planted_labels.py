@@ -7,12 +7,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from sae_explore.activation_store import ActivationStore, StoreWriter
-from sae_explore.encoding import write_block
-from sae_explore.feature_table import build_features
-from sae_explore.model import Unembedding
-from sae_explore.tensor_file import read_tensors
-from sae_explore.tokens import Vocabulary
+from sae_explore.activations.activation_store import ActivationStore, StoreWriter
+from sae_explore.activations.encoding import write_block
+from sae_explore.features.feature_table import build_features
+from sae_explore.files.tensor_file import read_tensors
+from sae_explore.models.model import Unembedding
+from sae_explore.models.tokens import Vocabulary
 
 TOKEN, MEANING, UNLIKE, TOPIC, ONE_DOCUMENT, LENS, CATEGORY, DEAD, OFTEN, WITH_OFTEN = range(10)
 ANGER = ["angry", "furious", "rage", "mad", "cross", "livid", "irate"]

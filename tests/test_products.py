@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sae_explore import products
-from sae_explore.products import linear
+from sae_explore.models import products
+from sae_explore.models.products import linear
 
 
 @pytest.mark.parametrize("shape", [(7, 33), (2, 5, 33), (1, 33), (0, 33), (3, 0, 33)])

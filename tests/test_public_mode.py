@@ -1,5 +1,6 @@
 """Who is at home and who is a visitor, what visitors may do and read, and how much they may ask for."""
 
+import threading
 import tomllib
 from pathlib import Path
 
@@ -7,8 +8,8 @@ import pytest
 
 from sae_explore import public_mode
 from sae_explore.errors import BundleError, InputError, SourceError
+from sae_explore.explore.text_view import MAX_TEXT_CHARS, check_own_text
 from sae_explore.public_mode import HIDDEN, Bucket, Visitor, allows, at_home, is_public, shown, shown_name, spend
-from sae_explore.text_view import MAX_TEXT_CHARS, check_own_text
 
 LOCAL = {"host": "localhost:8501", "origin": "http://localhost:8501", "user-agent": "a browser"}
 
@@ -180,6 +181,32 @@ def test_all_visitors_together_wait_too(serve, clock):
     spend()
     spend_left = own.session["_allowance"].wait()
     assert spend_left == 0  # what was refused cost the visitor nothing
+
+
+def test_of_two_visitors_at_once_one_takes_what_is_left(serve, clock, monkeypatch):
+    """The second one asks when the first has been told that it may, and has not taken it yet."""
+    refused, seconds = [], []
+
+    def second() -> None:
+        try:
+            spend()
+        except InputError as error:
+            refused.append(str(error))
+
+    class Shared(Bucket):
+        def wait(self, cost: float = 1.0) -> float:
+            found = super().wait(cost)
+            if not seconds:
+                seconds.append(threading.Thread(target=second))
+                seconds[0].start()
+                seconds[0].join(0.3)  # it waits for the first one to have taken its share
+            return found
+
+    serve()
+    monkeypatch.setattr(public_mode, "_everybody", Shared(1, 1.0, clock))
+    spend()
+    seconds[0].join(60)
+    assert refused == ["many people use this app just now; please wait 1 second and try again"]
 
 
 def test_at_home_nothing_is_counted(serve, clock):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sae_explore import hub
+from sae_explore.files import hub
 
 pytestmark = pytest.mark.network
 
@@ -20,12 +20,12 @@ SCRIPT = """
 import json, sys
 from pathlib import Path
 import torch
-from sae_explore.embedded import embedded_rows
-from sae_explore.lens import lens_matrix
-from sae_explore.model import load_full_model, load_model
-from sae_explore.model_sources import GPT2, resolve_model
-from sae_explore.sae_formats import load_sae
-from sae_explore.sae_sources import GPT2_SAES, resolve_sae
+from sae_explore.texts.embedded import embedded_rows
+from sae_explore.features.lens import lens_matrix
+from sae_explore.models.model import load_full_model, load_model
+from sae_explore.models.model_sources import GPT2, resolve_model
+from sae_explore.saes.sae_formats import load_sae
+from sae_explore.saes.sae_sources import GPT2_SAES, resolve_sae
 from sae_explore.types import HookPoint
 
 BOS = 50256

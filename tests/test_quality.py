@@ -8,13 +8,14 @@ import pytest
 import torch
 from app_driver import figure, numbers, open_page, texts_of, unescaped
 
-from sae_explore import figures_quality, quality
-from sae_explore.bundle import Bundle, open_bundle
-from sae_explore.bundle_files import MANIFEST, _checksum, read_manifest
-from sae_explore.dataset import is_held_out
-from sae_explore.model_structure import blocks_of
-from sae_explore.tensor_file import read_tensors
-from sae_explore.windows import windows_of
+from sae_explore.bundles.bundle import Bundle, open_bundle
+from sae_explore.drawing import figures_quality
+from sae_explore.features import quality
+from sae_explore.files.bundle_files import MANIFEST, _checksum, read_manifest
+from sae_explore.files.tensor_file import read_tensors
+from sae_explore.models.model_structure import blocks_of
+from sae_explore.models.windows import windows_of
+from sae_explore.texts.dataset import is_held_out
 
 pytest_plugins = ["bundle_fixtures"]
 
@@ -283,3 +284,18 @@ def test_the_page_escapes_what_the_manifest_says(app_cache, tmp_path, monkeypatc
     assert "<img" not in "".join(block.proto.body for block in at.get("html"))
     assert "**b**" not in texts_of(at)
     assert hostile in unescaped(texts_of(at))
+
+
+def test_no_name_of_a_loss_is_markup():
+    (bars,) = figures_quality.loss_bars(["<b>x", "a&b"], ["clean", "sae"], [1.0, 2.0]).data
+    assert list(bars.customdata) == ["&lt;b&gt;x", "a&amp;b"]
+
+
+def test_ignored_tokens_are_no_tokens_without_features(bundle, monkeypatch):
+    """As many as fire nowhere must not lower L0. (The tiny model's own tokens are all counted.)"""
+    ignored = np.random.default_rng(0).random(bundle.store.n_tokens) < 0.3
+    active = np.diff(bundle.store.token_offsets)
+    monkeypatch.setattr(bundle, "ignored", ignored)
+    found = quality.store_quality(bundle)
+    assert found.tokens == (~ignored).sum()
+    assert found.mean_l0 == pytest.approx(active[~ignored].mean())

@@ -44,7 +44,7 @@ def test_the_example_runs(tiny_cache, tmp_path, monkeypatch, capsys):
     [
         ("import sae_explore; sae_explore.__version__, dir(sae_explore)", "numpy pandas torch streamlit pyarrow"),
         ("from sae_explore import open_bundle", "torch transformers streamlit plotly"),
-        ("import sae_explore.notes, sae_explore.quality", "torch streamlit plotly"),
+        ("import sae_explore.notebook.notes, sae_explore.features.quality", "torch streamlit plotly"),
     ],
 )
 def test_importing_is_cheap(code, absent):
@@ -53,7 +53,7 @@ def test_importing_is_cheap(code, absent):
 
 
 def test_names_are_found_and_others_refused():
-    assert sae_explore.open_bundle is sys.modules["sae_explore.bundle"].open_bundle
+    assert sae_explore.open_bundle is sys.modules["sae_explore.bundles.bundle"].open_bundle
     assert {"Bundle", "Tracer", "open_bundle"} <= set(dir(sae_explore))
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         _ = sae_explore.nothing

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sae_explore.errors import SaeError
-from sae_explore.sae import ARCHITECTURES, ReconstructionStats, Sae, SparseActs, topk_rows
+from sae_explore.saes import sae as sae_module
+from sae_explore.saes.sae import ARCHITECTURES, ReconstructionStats, Sae, SparseActs, topk_rows
 from sae_explore.types import SaeSpec
 
 
@@ -117,7 +118,7 @@ def test_topk_rows_of_infinities_and_strides():
 
 def test_rows_are_worked_on_in_chunks_without_a_seam(random_sae, monkeypatch):
     whole = {a: random_sae(a).encode(rows(50))[0] for a in ARCHITECTURES}
-    monkeypatch.setattr("sae_explore.sae._CHUNK_ELEMENTS", 1)  # 16 rows at a time
+    monkeypatch.setattr("sae_explore.saes.sae._CHUNK_ELEMENTS", 1)  # 16 rows at a time
     for architecture, expected in whole.items():
         found, _ = random_sae(architecture).encode(rows(50))
         assert torch.equal(found.offsets, expected.offsets)
@@ -226,3 +227,32 @@ def test_reconstruction_stats_over_batches_equal_the_definition(random_sae):
     assert stats.l0 == pytest.approx(float((dense(acts, 64) > 0).sum() / 30))
     assert stats.dead == int((dense(acts, 64) == 0).all(0).sum())
     assert stats.tokens == 30
+
+
+def test_a_jumprelu_latent_fires_above_its_threshold_and_not_at_it():
+    spec = SaeSpec("jumprelu", 3, 3)
+    sae = Sae(spec, torch.eye(3), torch.zeros(3), torch.eye(3), torch.zeros(3), threshold=torch.ones(3)).checked()
+    acts, _ = sae.encode(torch.tensor([[1.0, 1.5, 0.5]]))
+    assert (acts.features.tolist(), acts.values.tolist()) == ([1], [1.5])
+
+
+def test_reconstruction_stats_are_exact_far_from_zero():
+    """Where a residual's offset is a thousand times its spread, sums in fp32 would leave no digit."""
+    x = 1_000 + rows(2_000)
+    x_hat, stats = x + 0.5 * rows(2_000, seed=1), ReconstructionStats(16, 64)
+    nothing = SparseActs(torch.zeros(2_001, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), torch.zeros(0))
+    for a, b in zip(x.split(300), x_hat.split(300), strict=True):
+        stats.add(a, b, nothing)
+    x, x_hat = x.double(), x_hat.double()
+    expected = 1 - float((x - x_hat).square().sum() / (x - x.mean(0)).square().sum())
+    assert stats.explained_variance == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_long_text_is_encoded_in_chunks_with_the_same_answer(random_sae, monkeypatch):
+    sae, x, seen, own = random_sae(), rows(100), [], Sae.pre_activations
+    whole, _ = sae.encode(x)
+    monkeypatch.setattr(sae_module, "_CHUNK_ELEMENTS", 20 * 64)
+    monkeypatch.setattr(Sae, "pre_activations", lambda self, part: seen.append(len(part)) or own(self, part))
+    parts, _ = sae.encode(x)
+    assert seen == [20] * 5
+    torch.testing.assert_close(dense(parts, 64), dense(whole, 64))

@@ -12,7 +12,7 @@ import sae_layouts as layouts
 import torch
 from sae_checks import dense, rebuilt
 
-from sae_explore.sae_formats import load_sae, save_sae
+from sae_explore.saes.sae_formats import load_sae, save_sae
 
 D, M, K = layouts.D, layouts.M, layouts.K
 FAMILIES = ("topk", "standard", "jumprelu", "gated")

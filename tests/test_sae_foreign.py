@@ -13,7 +13,7 @@ from sae_checks import dense, rebuilt
 from safetensors.torch import load_file, save_file
 
 from sae_explore.errors import ExploreError, InputError, SaeError
-from sae_explore.sae_formats import load_sae, recognise, save_sae
+from sae_explore.saes.sae_formats import load_sae, recognise, save_sae
 
 X = 1.5 * torch.randn(150, layouts.D, generator=torch.Generator().manual_seed(4)) + 0.3
 WRITERS = {

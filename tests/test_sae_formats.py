@@ -8,9 +8,9 @@ import torch
 from sae_checks import dense, rebuilt
 from safetensors.torch import load_file, save_file
 
+from sae_explore.bundles.tracer import bundle_sae
 from sae_explore.errors import ExploreError, InputError, SaeError
-from sae_explore.sae_formats import load_sae, save_sae
-from sae_explore.tracer import bundle_sae
+from sae_explore.saes.sae_formats import load_sae, save_sae
 
 D, M = 16, 40
 FAMILIES = ("topk", "standard", "jumprelu", "gated")

@@ -8,10 +8,11 @@ import sae_layouts as layouts
 import torch
 from sae_checks import dense
 
-from sae_explore import hub_download, sae_names
 from sae_explore.errors import ExploreError, InputError, SaeError, SourceError
-from sae_explore.sae_formats import load_sae
-from sae_explore.sae_sources import GPT2_SAES, is_on_hub, resolve_sae
+from sae_explore.files import hub_download
+from sae_explore.saes import sae_names
+from sae_explore.saes.sae_formats import load_sae
+from sae_explore.saes.sae_sources import GPT2_SAES, is_on_hub, resolve_sae
 
 pytest_plugins = ["hub_fixtures"]
 

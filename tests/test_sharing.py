@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from hub_server import HubServer
 
-from sae_explore import pull as pull_module
-from sae_explore.bundle import open_bundle
-from sae_explore.bundle_files import _checksum
-from sae_explore.bundle_repo import read_spec
+from sae_explore.bundles import pull as pull_module
+from sae_explore.bundles.bundle import open_bundle
+from sae_explore.bundles.bundle_repo import read_spec
+from sae_explore.bundles.pull import came_from, pull
+from sae_explore.bundles.push import push
 from sae_explore.errors import BundleError, InputError, SourceError
-from sae_explore.pull import came_from, pull
-from sae_explore.push import push
+from sae_explore.files.bundle_files import _checksum
 
 pytest_plugins = ["bundle_fixtures", "cli_fixtures", "hub_fixtures"]
 REPO = "me/bundles"

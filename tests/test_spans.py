@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sae_explore import spans
+from sae_explore.drawing import spans
 from sae_explore.types import Example
 
 HOSTILE = [
@@ -202,3 +202,30 @@ def test_a_long_token_in_a_box_loses_its_middle_and_its_tooltip_has_it():
 def test_what_is_written_from_right_to_left_turns_nothing_around_it():
     assert spans.md("שלום 5") == "\u2068שלום 5\u2069"
     assert spans.md("hello 5") == "hello 5"
+
+
+@given(TEXTS)
+def test_figures_scores_and_long_chips_escape_everything(text):
+    facts = Parsed(spans.facts_html([(text, text, text, text)]))
+    assert [(tag, set(attrs)) for tag, attrs in facts.elements] == [("div", {"class"})] * 2 + [("div", set())] + [("div", {"class"})] * 3
+    assert facts.text == text * 4
+    (block, name, bar, level, number, words) = Parsed(spans.scores_html([(text, text, 0.5, text)])).elements
+    assert [tag for tag, _ in (block, name, bar, level, number, words)] == ["div", "div", "div", "i", "div", "div"]
+    assert name[1] == {"class": "s", "title": text}
+    assert set(block[1]) == set(bar[1]) == set(number[1]) == set(words[1]) == {"class"}
+    long = f"{text}{'x' * 200}{text}"
+    chip, shown = Parsed(spans.chips_html([long])), spans.dotted(long)
+    for tag, attrs in chip.elements:
+        assert set(attrs) <= ALLOWED[tag]
+        assert attrs.get("title", shown) == shown
+    assert chip.text.endswith(f"…{shown[-5:]}")
+    assert shown.startswith(chip.text[:-6])
+
+
+def test_the_peak_of_an_example_is_marked_where_it_stands():
+    values, ignored = np.asarray([1.0, 4.0, 2.0]), np.zeros(3, bool)
+    for peak, expected in ((7, "a"), (8, "b"), (9, "c")):
+        example = Example(0, "d", "s", "arts", 7, peak, "top", None, ("a", "b", "c"), values, ignored)
+        elements = Parsed(spans.examples_html([example], 4.0, feature=1)).elements
+        marked = [attrs["title"].split("\n")[0] for _, attrs in elements if "pk" in attrs.get("class", "").split()]
+        assert marked == [f"token {peak}: {expected}, feature 1 at {values[peak - 7]:.2f}"]

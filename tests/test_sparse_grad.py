@@ -5,9 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sae_explore import train
-from sae_explore.sparse_grad import decode_rows, dense_gradients, gathered_products, row_products, sort_by_latent, topk_gradients
-from sae_explore.train import AUX_COEFFICIENT, TrainConfig
+from sae_explore.saes import train
+from sae_explore.saes.sparse_grad import decode_rows, dense_gradients, gathered_products, row_products, sort_by_latent, topk_gradients
+from sae_explore.saes.train import AUX_COEFFICIENT, TrainConfig
 
 
 def draw(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -47,7 +47,7 @@ def test_gathering_a_few_latents_at_a_time_changes_nothing(monkeypatch, rows):
     values, features = draw(20, 30).relu().topk(4)
     arguments = (draw(20, 6, seed=1), features, values, draw(20, 6, seed=2), draw(30, 6, seed=3))
     whole = topk_gradients(*arguments)
-    monkeypatch.setattr("sae_explore.sparse_grad._BLOCK_ELEMENTS", rows * 6)
+    monkeypatch.setattr("sae_explore.saes.sparse_grad._BLOCK_ELEMENTS", rows * 6)
     used = torch.full((2, 30, 6), torch.nan, dtype=torch.float64)
     for out in ((None, None), (used[0], used[1])):
         for got, want in zip(topk_gradients(*arguments, out=out), whole, strict=True):
@@ -59,7 +59,7 @@ def test_products_of_chosen_rows(monkeypatch):
     features, W, rows = draw(20, 30).topk(4).indices, draw(30, 6, seed=1), draw(20, 6, seed=2)
     expected = (rows @ W.T).gather(1, features)
     torch.testing.assert_close(row_products(features, W, rows), expected)
-    monkeypatch.setattr("sae_explore.sparse_grad._GATHER_ELEMENTS", 3 * 4 * 6)  # three tokens at a time, the last time two
+    monkeypatch.setattr("sae_explore.saes.sparse_grad._GATHER_ELEMENTS", 3 * 4 * 6)  # three tokens at a time, the last time two
     torch.testing.assert_close(gathered_products(features, W, rows), expected)
 
 

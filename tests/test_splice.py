@@ -7,8 +7,8 @@ import torch
 from lab_checks import hooked
 
 from sae_explore.errors import ModelError
-from sae_explore.model import load_model
-from sae_explore.splice import logits_from, next_token_losses, with_edit
+from sae_explore.models.model import load_model
+from sae_explore.models.splice import logits_from, next_token_losses, with_edit
 from sae_explore.types import HookPoint
 
 HOOKS = [HookPoint(b, s) for b in range(4) for s in ("pre", "post")]

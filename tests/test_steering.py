@@ -9,10 +9,10 @@ import pytest
 import torch
 from lab_checks import TEXT, hooked_logits, state_of
 
-from sae_explore.edits import MAX_NEW_TOKENS, Push, Sampling
 from sae_explore.errors import InputError
-from sae_explore.steering import _Writer, continuations, draw
-from sae_explore.tokens import Vocabulary
+from sae_explore.models.tokens import Vocabulary
+from sae_explore.whatif.edits import MAX_NEW_TOKENS, Push, Sampling
+from sae_explore.whatif.steering import _Writer, continuations, draw
 
 pytest_plugins = ["lab_fixtures"]
 GREEDY = Sampling(temperature=0)

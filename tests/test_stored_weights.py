@@ -10,12 +10,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, GPTNeoXConfig, OPTConfig
 
-from sae_explore import stored_weights
 from sae_explore.errors import InputError, ModelError
 from sae_explore.memory import FilePages
-from sae_explore.model import load_full_model, load_model
-from sae_explore.model_structure import blocks_of
-from sae_explore.splice import logits_from
+from sae_explore.models import stored_weights
+from sae_explore.models.model import load_full_model, load_model
+from sae_explore.models.model_structure import blocks_of
+from sae_explore.models.splice import logits_from
 from sae_explore.types import HookPoint
 
 SMALL = {"vocab_size": 600, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "initializer_range": 0.2}

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from sae_explore.errors import BundleError
-from sae_explore.tensor_file import TensorWriter, read_tensors, write_tensors
+from sae_explore.files.tensor_file import TensorWriter, read_tensors, write_tensors
 
 KINDS = (np.int64, np.int32, np.uint32, np.uint16, np.uint8, np.float16, np.float32, np.bool_)
 

@@ -20,8 +20,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from text_checks import refusal, texts, write_jsonl
 
-from sae_explore import text_files
-from sae_explore.dataset import load_texts
+from sae_explore.texts import text_files
+from sae_explore.texts.dataset import load_texts
 from sae_explore.types import Document
 
 
@@ -271,3 +271,23 @@ def test_a_parquet_file_with_broken_strings_is_refused(tmp_path):
     column = pa.Array.from_buffers(pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\2\0\0\0"), pa.py_buffer(b"\xff\xfe")])
     pq.write_table(pa.table({"text": column}), tmp_path / "d.parquet")
     assert "cannot be read as Parquet" in refusal(str(tmp_path / "d.parquet"))
+
+
+def test_a_batch_that_points_outside_itself_is_refused_before_it_is_read(tmp_path, monkeypatch):
+    """Arrow hands out what a damaged file says; reading such a text would read any memory."""
+    pq.write_table(pa.table({"text": ["one", "two"]}), tmp_path / "a.parquet")
+    offsets = pa.py_buffer(b"".join(n.to_bytes(4, "little") for n in (0, 100, 6)))
+    data = pa.py_buffer(b"onetwo" + b"z" * 200).slice(0, 6)  # what lies behind it is ours
+    wild = pa.RecordBatch.from_arrays([pa.StringArray.from_buffers(2, offsets, data)], ["text"])
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", lambda self, **_options: iter([wild]))
+    assert re.search("a.parquet cannot be read as Parquet: .*out of bounds: 100 > 6", refusal(str(tmp_path / "a.parquet")))
+
+
+def test_a_repeated_text_is_held_once(tmp_path, monkeypatch):
+    """A file of some kilobytes can repeat a long text a million times."""
+    kinds = []
+    monkeypatch.setattr(text_files, "_check_lengths", lambda values, _where: kinds.append(values.type))
+    pq.write_table(pa.table({"text": ["again and again"] * 200}), tmp_path / "a.parquet")
+    assert [d.text for d in load_texts([str(tmp_path / "a.parquet")]).documents] == ["again and again"]
+    assert kinds
+    assert all(pa.types.is_dictionary(kind) for kind in kinds)

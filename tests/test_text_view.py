@@ -13,11 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sae_explore import figures_text, showcase, spans, text_view
-from sae_explore.bundle import open_bundle
+from sae_explore.bundles.bundle import open_bundle
+from sae_explore.drawing import figures_text, spans
 from sae_explore.errors import InputError
+from sae_explore.explore import showcase, text_view
+from sae_explore.explore.text_view import Scale
 from sae_explore.json_output import trace_json
-from sae_explore.text_view import Scale
 from sae_explore.types import SparseRows, TextTrace, TokenizedText
 from sae_explore.views.text_extras import MAP_TOKENS, stretch
 
@@ -256,6 +257,6 @@ def test_the_stretch_of_a_long_text(n, centre, expected):
 
 def test_the_numbers_of_a_text_need_no_torch():
     """In a process of its own: this one has torch."""
-    modules = "sae_explore.text_view, sae_explore.showcase, sae_explore.spans, sae_explore.figures_text"
+    modules = "sae_explore.explore.text_view, sae_explore.explore.showcase, sae_explore.drawing.spans, sae_explore.drawing.figures_text"
     code = f"import sys, {modules}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).resolve().parents[1])

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from sae_explore.errors import InputError
-from sae_explore.tokens import char_ends, check_text, readable, tokenize, vocabulary_of
+from sae_explore.models import tokens
+from sae_explore.models.tokens import char_ends, check_text, readable, tokenize, vocabulary_of
 
 AWKWARD = (
     "naïve café — “quotes” … 😀👩‍👩‍👧‍👦🏳️‍🌈 e\u0301a\u0300 漢字かな 한국어 שלום עולם مرحبا \u202eRTL\u202c "
@@ -256,3 +257,21 @@ def test_binary_data_is_refused_but_a_stray_nul_is_read(tiny):
         tokenize(*tiny, "\0" * 50 + "text")
     check_text("one\0nul")
     check_byte_level(*tiny, "one\0nul")
+
+
+def test_a_token_that_was_added_as_a_special_one_is_special(byte_tokenizer):
+    """Also where it has no role such as BOS, as the turns of a chat have none."""
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(byte_tokenizer.to_str()), bos_token="<|endoftext|>")
+    tokenizer.add_tokens([AddedToken("<|turn|>", special=True), AddedToken("plain", special=False)])
+    assert [tokenizer.convert_tokens_to_ids(t) for t in ("<|turn|>", "plain")] == [600, 601]
+    assert np.flatnonzero(vocabulary_of(tokenizer, 610).special).tolist() == [0, 600]
+
+
+def test_characters_at_the_edges_of_utf8s_lengths_end_where_their_bytes_do():
+    text = "\x7f\x80\u07ff\u0800\uffff\U00010000\U0010ffff"
+    assert tokens._ends_by_bytes(text, tuple(c.encode() for c in text)).tolist() == list(range(1, len(text) + 1))
+    single = tuple(bytes([b]) for b in text.encode())  # a token a byte: the one that completes a character carries it
+    ends = tokens._ends_by_bytes(text, single).tolist()
+    assert [text[a:b] for a, b in zip([0, *ends], ends, strict=False)] == [
+        c for char in text for c in (*[""] * (len(char.encode()) - 1), char)
+    ]

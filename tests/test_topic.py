@@ -5,8 +5,8 @@ from itertools import product
 import numpy as np
 import pytest
 
-from sae_explore.topic import Surroundings, Topic, _tail
-from sae_explore.words import AROUND, Words
+from sae_explore.features.topic import Surroundings, Topic, _tail
+from sae_explore.features.words import AROUND, Words
 
 DOCUMENTS, LENGTH, PEAK = 400, 80, 40
 TEXTS = ["court", "judge", "jury", "the", *(f"filler{i}" for i in range(6_000))]

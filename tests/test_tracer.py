@@ -8,13 +8,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from sae_explore import encoding
-from sae_explore.bundle import open_bundle
-from sae_explore.encoding import trace_text
+from sae_explore.activations import encoding
+from sae_explore.activations.encoding import trace_text
+from sae_explore.bundles.bundle import open_bundle
+from sae_explore.bundles.tracer import Tracer, with_mapped_decoder
 from sae_explore.errors import InputError, ModelError
-from sae_explore.model import load_model
-from sae_explore.sae_formats import WEIGHTS_FILE
-from sae_explore.tracer import Tracer, with_mapped_decoder
+from sae_explore.models.model import load_model
+from sae_explore.saes.sae_formats import WEIGHTS_FILE
 
 pytest_plugins = ["bundle_fixtures"]
 

@@ -6,11 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sae_explore import train
-from sae_explore.activation_shards import MemoryActivations, ShardWriter
+from sae_explore.activations.activation_shards import MemoryActivations, ShardWriter
 from sae_explore.errors import InputError
-from sae_explore.sae import ReconstructionStats
-from sae_explore.train import AUX_COEFFICIENT, TrainConfig, geometric_median, train_topk
+from sae_explore.saes import train
+from sae_explore.saes.sae import ReconstructionStats
+from sae_explore.saes.train import AUX_COEFFICIENT, TrainConfig, geometric_median, train_topk
 from sae_explore.types import SaeSpec
 
 D = 24
@@ -267,3 +267,22 @@ def test_choosing_in_bf16_keeps_the_chosen_activations_in_fp32():
     torch.testing.assert_close(found[1], found[0], rtol=1e-6, atol=0)
     for name, want in exact.params.items():
         torch.testing.assert_close(rounded.params[name], want, rtol=1e-5, atol=1e-6)
+
+
+def test_training_starts_in_the_middle_of_the_data():
+    """At the geometric median of the sample, where the sum of unit vectors towards the rows is 0."""
+    rows, _ = planted(600)
+    state = train.initial_state(MemoryActivations(rows), TrainConfig(64, 3, 2).resolved(600, D), torch.device("cpu"))
+    towards = torch.nn.functional.normalize(rows * state.scale - state.params["b_dec"], dim=1)
+    assert float(towards.mean(0).norm()) < 1e-3
+    assert float((rows * state.scale).norm(dim=1).mean()) == pytest.approx(math.sqrt(D), rel=1e-5)
+
+
+def test_the_variance_that_is_reported_is_about_the_mean():
+    rows, _ = planted(600)
+    config = TrainConfig(64, 3, 2).resolved(600, D)
+    state = train.initial_state(MemoryActivations(rows), config, torch.device("cpu"))
+    state.params["b_dec"].data += 2.0  # wherever training has brought it
+    x = rows[:256] * state.scale
+    variance = train.train_step(state, config, x)[2]
+    assert float(variance) == pytest.approx(float((x - x.mean(0)).square().sum()), rel=1e-4)

@@ -9,15 +9,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sae_explore import build_choices, uploads
-from sae_explore.build_request import BuildRequest
-from sae_explore.dataset import load_texts
+from sae_explore.building import build_choices
+from sae_explore.building.build_request import BuildRequest
+from sae_explore.building.presets import request_for
 from sae_explore.errors import InputError
-from sae_explore.model_facts import facts_of
-from sae_explore.model_sources import GPT2, SMOLLM2
-from sae_explore.presets import request_for
-from sae_explore.text_specs import HubSpec, parse_spec
-from sae_explore.uploads import check_total, check_upload, safe_name
+from sae_explore.models.model_facts import facts_of
+from sae_explore.models.model_sources import GPT2, SMOLLM2
+from sae_explore.texts import uploads
+from sae_explore.texts.dataset import load_texts
+from sae_explore.texts.text_specs import HubSpec, parse_spec
+from sae_explore.texts.uploads import check_total, check_upload, safe_name
 
 TEXTS = ["A first text, with a comma.", "A second one\nin two lines — ünïcode 🦜"]
 
@@ -47,6 +48,10 @@ def test_every_type_is_read_and_kept_as_it_is(name, column, tmp_path, monkeypatc
     file = file_of(name, column or "text")
     upload = check_upload(name, file, column=column)
     assert (upload.texts, upload.characters, upload.size) == (2, sum(map(len, TEXTS)), len(file.getvalue()))
+    for bad in ("../b", "", "a/b", "uploads"):
+        with pytest.raises(InputError, match="is no bundle name"):
+            upload.save(tmp_path / "cache", bad)
+    assert not list(tmp_path.iterdir())
     upload.save(tmp_path, "b")
     monkeypatch.chdir(tmp_path)  # where a build looks from
     loaded = load_texts([upload.spec("b")])

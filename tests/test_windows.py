@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sae_explore.errors import InputError
-from sae_explore.windows import Window, blocks_of_documents, length_batches, windows_of
+from sae_explore.models.windows import Window, blocks_of_documents, length_batches, windows_of
 
 
 @pytest.mark.parametrize(

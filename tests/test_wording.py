@@ -33,7 +33,7 @@ def messages(file: Path) -> list[str]:
 
 
 def test_no_message_of_a_build_or_a_bundle_names_an_option_on_a_page():
-    files = [file for file in PACKAGE.glob("*.py") if file.stem not in TERMINAL]
+    files = [file for file in PACKAGE.rglob("*.py") if file.stem not in TERMINAL]
     named = [text for file in files for text in messages(file) if OPTION.search(text)]
     assert len(named) > 8
     left = [text for text in named if OPTION.search(page_words(text).partition("python -m")[0])]

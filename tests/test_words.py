@@ -6,8 +6,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from sae_explore.tokens import Vocabulary
-from sae_explore.words import AROUND, NO_WORD, read_words
+from sae_explore.features.words import AROUND, NO_WORD, read_words
+from sae_explore.models.tokens import Vocabulary
 
 
 def vocabulary_from(pieces: list[str | bytes]) -> Vocabulary:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from sae_explore.dataset import load_texts
 from sae_explore.errors import InputError
+from sae_explore.texts.dataset import load_texts
 
 
 def write_jsonl(path: Path, rows: list) -> str:

@@ -14,7 +14,7 @@ VOCABULARY = 600
 
 def paragraphs() -> list[str]:
     """400 paragraphs of the embedded corpus, as they stand in its files."""
-    files = sorted((Path(sae_explore.__file__).parent / "corpus").glob("*.txt"))
+    files = sorted((Path(sae_explore.__file__).parent / "texts" / "corpus").glob("*.txt"))
     found = [p for file in files for p in file.read_text(encoding="utf-8").split("\n\n") if 150 < len(p) < 900]
     return found[::3][:400]
 

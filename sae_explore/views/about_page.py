@@ -5,10 +5,12 @@ from __future__ import annotations
 import pandas as pd
 import streamlit as st
 
-from sae_explore import about, figures, figures_html, links, public_mode, resources, spans
-from sae_explore.browse import start_feature
-from sae_explore.bundle import Bundle
-from sae_explore.spans import md
+from sae_explore import public_mode, resources
+from sae_explore.bundles.bundle import Bundle
+from sae_explore.drawing import figures, figures_html, spans
+from sae_explore.drawing.spans import md
+from sae_explore.explore import about, links
+from sae_explore.explore.browse import start_feature
 from sae_explore.strength import band_shares
 from sae_explore.views import addresses, sidebar
 from sae_explore.wording import confidence_words, count_of, density_words, percent, sentence

@@ -6,8 +6,9 @@ import time
 
 import streamlit as st
 
-from sae_explore import links, resources
-from sae_explore.bundle import Bundle
+from sae_explore import resources
+from sae_explore.bundles.bundle import Bundle
+from sae_explore.explore import links
 
 _SETTLING = 0.8  # seconds after which the browser has surely heard of a new address
 CHOICES = (

@@ -9,13 +9,15 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from sae_explore import figures, links, resources, spans
-from sae_explore.browse import ANY, COLUMNS, Filter, kept, ordered
-from sae_explore.bundle import Bundle
+from sae_explore import resources
+from sae_explore.bundles.bundle import Bundle
+from sae_explore.drawing import figures, spans
+from sae_explore.drawing.spans import md
 from sae_explore.errors import ExploreError
-from sae_explore.find_links import Search
-from sae_explore.scores import SCORES
-from sae_explore.spans import md
+from sae_explore.explore import links
+from sae_explore.explore.browse import ANY, COLUMNS, Filter, kept, ordered
+from sae_explore.explore.find_links import Search
+from sae_explore.features.scores import SCORES
 from sae_explore.types import TextTrace
 from sae_explore.views import (
     addresses,

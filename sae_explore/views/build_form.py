@@ -7,16 +7,17 @@ from dataclasses import dataclass, replace
 
 import streamlit as st
 
-from sae_explore import build_choices, build_jobs, estimate, resources
-from sae_explore.build_request import BuildRequest
-from sae_explore.bundle_files import check_name
+from sae_explore import resources
+from sae_explore.building import build_choices, build_jobs, estimate
+from sae_explore.building.build_request import BuildRequest
+from sae_explore.building.estimate import Amount, Estimate, size_words, time_words
+from sae_explore.drawing.spans import md
 from sae_explore.errors import ExploreError
-from sae_explore.estimate import Amount, Estimate, size_words, time_words
-from sae_explore.model_facts import ModelFacts, facts_of
-from sae_explore.model_sources import GPT2, SMOLLM2
-from sae_explore.spans import md
-from sae_explore.text_specs import DIVERSE, EMBEDDED
-from sae_explore.uploads import MAX_FILE_MB, Upload, check_total, check_upload
+from sae_explore.files.bundle_files import check_name
+from sae_explore.models.model_facts import ModelFacts, facts_of
+from sae_explore.models.model_sources import GPT2, SMOLLM2
+from sae_explore.texts.text_specs import DIVERSE, EMBEDDED
+from sae_explore.texts.uploads import MAX_FILE_MB, Upload, check_total, check_upload
 from sae_explore.views.build_sae import choose_sae
 from sae_explore.wording import count_of, sentence
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import streamlit as st
 
-from sae_explore import build_jobs, resources
-from sae_explore.bundle import Bundle
-from sae_explore.spans import md
+from sae_explore import resources
+from sae_explore.building import build_jobs
+from sae_explore.bundles.bundle import Bundle
+from sae_explore.drawing.spans import md
 from sae_explore.views import addresses
 from sae_explore.views.build_form import build_form
 from sae_explore.views.build_status import ended_build, running_build

@@ -6,15 +6,15 @@ from dataclasses import replace
 
 import streamlit as st
 
-from sae_explore import build_choices
-from sae_explore.build_choices import ASSUMED_LATENTS
-from sae_explore.build_request import BuildRequest
+from sae_explore.building import build_choices
+from sae_explore.building.build_choices import ASSUMED_LATENTS
+from sae_explore.building.build_request import BuildRequest
+from sae_explore.building.presets import request_for
+from sae_explore.drawing.spans import md
 from sae_explore.errors import ExploreError
-from sae_explore.model_facts import ModelFacts
-from sae_explore.model_sources import GPT2
-from sae_explore.presets import request_for
-from sae_explore.sae_facts import facts_of_sae
-from sae_explore.spans import md
+from sae_explore.models.model_facts import ModelFacts
+from sae_explore.models.model_sources import GPT2
+from sae_explore.saes.sae_facts import facts_of_sae
 from sae_explore.wording import sentence
 
 _PUBLISHED, _TRAINED, _GIVEN = "Published", "Train one", "Another"

@@ -6,13 +6,14 @@ import time
 
 import streamlit as st
 
-from sae_explore import build_jobs, resources
-from sae_explore.build_jobs import Job
-from sae_explore.build_work import STAGES
+from sae_explore import resources
+from sae_explore.building import build_jobs
+from sae_explore.building.build_jobs import Job
+from sae_explore.building.build_work import STAGES
+from sae_explore.building.estimate import time_words
+from sae_explore.drawing.spans import md
 from sae_explore.errors import ExploreError
-from sae_explore.estimate import time_words
-from sae_explore.model_sources import display_name
-from sae_explore.spans import md
+from sae_explore.models.model_sources import display_name
 from sae_explore.views import addresses
 from sae_explore.wording import count_of, sentence
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import numpy as np
 import streamlit as st
 
-from sae_explore import compare_bundles as engine
-from sae_explore import links, public_mode, resources, spans, text_view
-from sae_explore.bundle import Bundle
+from sae_explore import public_mode, resources
+from sae_explore.bundles.bundle import Bundle
+from sae_explore.drawing import spans
+from sae_explore.drawing.spans import md
 from sae_explore.errors import ExploreError
-from sae_explore.showcase import notable
-from sae_explore.spans import md
+from sae_explore.explore import compare_bundles as engine
+from sae_explore.explore import links, text_view
+from sae_explore.explore.showcase import notable
 from sae_explore.types import TextTrace
 from sae_explore.views import addresses, compare_sides, compare_tables, own_notes
 from sae_explore.views.compare_sides import Side

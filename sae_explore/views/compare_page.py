@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from sae_explore.bundle import Bundle
+from sae_explore.bundles.bundle import Bundle
 from sae_explore.views import compare_sides
 
 MODES = {"texts": "Two texts", "bundles": "Two bundles"}

@@ -9,11 +9,13 @@ from typing import NamedTuple
 import numpy as np
 import streamlit as st
 
-from sae_explore import public_mode, resources, spans, text_view
-from sae_explore.bundle import Bundle
+from sae_explore import public_mode, resources
+from sae_explore.bundles.bundle import Bundle
+from sae_explore.drawing import spans
+from sae_explore.drawing.spans import md
 from sae_explore.errors import ExploreError, InputError
-from sae_explore.model_sources import download_size, is_local
-from sae_explore.spans import md
+from sae_explore.explore import text_view
+from sae_explore.models.model_sources import download_size, is_local
 from sae_explore.types import TextTrace
 from sae_explore.views import model_wait
 from sae_explore.views.text_page import SCROLLED_FROM, SCROLLED_HEIGHT

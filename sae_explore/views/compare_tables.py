@@ -8,10 +8,11 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from sae_explore import links, spans, text_view
-from sae_explore.bundle import Bundle
-from sae_explore.compare import Comparison
-from sae_explore.compare_bundles import Best, Stretches
+from sae_explore.bundles.bundle import Bundle
+from sae_explore.drawing import spans
+from sae_explore.explore import links, text_view
+from sae_explore.explore.compare import Comparison
+from sae_explore.explore.compare_bundles import Best, Stretches
 from sae_explore.types import TextTrace
 from sae_explore.views import feature_tables
 from sae_explore.wording import count_of

@@ -10,8 +10,8 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 
 import streamlit as st
 
-from sae_explore import links
-from sae_explore.bundle import Bundle
+from sae_explore.bundles.bundle import Bundle
+from sae_explore.explore import links
 from sae_explore.types import Example
 from sae_explore.views import addresses
 

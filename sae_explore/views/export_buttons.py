@@ -7,8 +7,8 @@ import io
 import streamlit as st
 
 from sae_explore import export
-from sae_explore.bundle import Bundle
-from sae_explore.notes import SavedList
+from sae_explore.bundles.bundle import Bundle
+from sae_explore.notebook.notes import SavedList
 from sae_explore.views import own_notes
 
 _MIME = {"parquet": "application/vnd.apache.parquet", "csv": "text/csv", "jsonl": "application/jsonl"}

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import streamlit as st
 
 from sae_explore import resources
-from sae_explore.bundle import Bundle
+from sae_explore.bundles.bundle import Bundle
+from sae_explore.drawing.spans import dotted, md
 from sae_explore.errors import ExploreError
-from sae_explore.spans import dotted, md
 from sae_explore.types import TextTrace
 
 TEST_TEXT = "_test_text"  # the text tried last in the page's own box, kept for the next feature

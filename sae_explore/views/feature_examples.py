@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import streamlit as st
 
-from sae_explore import spans
-from sae_explore.bundle import CONTEXT_AFTER, CONTEXT_BEFORE, Bundle
+from sae_explore.bundles.bundle import CONTEXT_AFTER, CONTEXT_BEFORE, Bundle
+from sae_explore.drawing import spans
 from sae_explore.types import Example, FeatureCard
 from sae_explore.views import example_links
 from sae_explore.wording import band_range, count_of

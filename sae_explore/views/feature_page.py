@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import streamlit as st
 
-from sae_explore import links, resources
-from sae_explore.browse import start_feature
-from sae_explore.bundle import Bundle
-from sae_explore.neuronpedia import feature_url
-from sae_explore.spans import md
+from sae_explore import resources
+from sae_explore.bundles.bundle import Bundle
+from sae_explore.drawing.spans import md
+from sae_explore.explore import links
+from sae_explore.explore.browse import start_feature
+from sae_explore.explore.neuronpedia import feature_url
 from sae_explore.views import (
     addresses,
     example_links,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import streamlit as st
 
-from sae_explore import spans, wording
-from sae_explore.bundle import Bundle
+from sae_explore import wording
+from sae_explore.bundles.bundle import Bundle
+from sae_explore.drawing import spans
+from sae_explore.explore.text_view import shares
 from sae_explore.strength import band_of
-from sae_explore.text_view import shares
 from sae_explore.types import TextTrace
 from sae_explore.views import addresses
 

@@ -6,7 +6,7 @@ import pandas as pd
 import streamlit as st
 
 from sae_explore import resources
-from sae_explore.bundle import Bundle
+from sae_explore.bundles.bundle import Bundle
 from sae_explore.types import FeatureCard
 
 _PICKS = "_related_picks"  # how many rows were selected so far

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import streamlit as st
 
-from sae_explore import figures_html, resources, spans
-from sae_explore.bundle import Bundle
-from sae_explore.scores import SCORES, score_lines
-from sae_explore.spans import md
+from sae_explore import resources
+from sae_explore.bundles.bundle import Bundle
+from sae_explore.drawing import figures_html, spans
+from sae_explore.drawing.spans import md
+from sae_explore.features.scores import SCORES, score_lines
 from sae_explore.strength import band_shares
 from sae_explore.types import FeatureCard
 from sae_explore.views.feature_current import Here

@@ -10,9 +10,11 @@ from urllib.parse import urlencode
 
 import streamlit as st
 
-from sae_explore import links, resources, spans
-from sae_explore.bundle import Bundle
-from sae_explore.showcase import Start
+from sae_explore import resources
+from sae_explore.bundles.bundle import Bundle
+from sae_explore.drawing import spans
+from sae_explore.explore import links
+from sae_explore.explore.showcase import Start
 from sae_explore.views.token_picker import PIECES_JS
 from sae_explore.wording import CHECKED, CHECKED_HELP
 

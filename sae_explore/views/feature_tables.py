@@ -8,8 +8,10 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from sae_explore import spans, text_view, wording
-from sae_explore.bundle import Bundle
+from sae_explore import wording
+from sae_explore.bundles.bundle import Bundle
+from sae_explore.drawing import spans
+from sae_explore.explore import text_view
 from sae_explore.types import TextTrace
 
 RANK_NAMES = {"share": "Share of maximum", "max": "Maximum", "sum": "Sum"}

@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import streamlit as st
 
-from sae_explore import links, public_mode, resources, spans
-from sae_explore.bundle import Bundle
+from sae_explore import public_mode, resources
+from sae_explore.bundles.bundle import Bundle
+from sae_explore.drawing import spans
+from sae_explore.drawing.spans import dotted, md
 from sae_explore.errors import ExploreError
-from sae_explore.spans import dotted, md
+from sae_explore.explore import links
 from sae_explore.strength import band_of
 from sae_explore.types import TextTrace
 from sae_explore.views import addresses

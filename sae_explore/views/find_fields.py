@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import streamlit as st
 
-from sae_explore.bundle import Bundle
+from sae_explore.bundles.bundle import Bundle
+from sae_explore.drawing.spans import md
 from sae_explore.errors import ExploreError
-from sae_explore.find_links import BY, MAX_QUERY, NO_SEARCH, Search
-from sae_explore.notes import Notes
-from sae_explore.spans import md
+from sae_explore.explore.find_links import BY, MAX_QUERY, NO_SEARCH, Search
+from sae_explore.notebook.notes import Notes
 from sae_explore.views import find_filters, own_notes
 
 _LINKED = "linked_search"

@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from sae_explore.browse import Filter
-from sae_explore.bundle import Bundle
-from sae_explore.find_links import NO_SEARCH, RANGES, SHOW, Search
-from sae_explore.scores import SCORES, known_scores
+from sae_explore.bundles.bundle import Bundle
+from sae_explore.explore.browse import Filter
+from sae_explore.explore.find_links import NO_SEARCH, RANGES, SHOW, Search
+from sae_explore.features.scores import SCORES, known_scores
 from sae_explore.wording import KIND_WORDS, percent
 
 _ONE_IN = (0, 1_000_000, 300_000, 100_000, 30_000, 10_000, 3_000, 1_000, 300, 100, 30, 10, 3, 1)  # stops of the density slider; 0: no limit

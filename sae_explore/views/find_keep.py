@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import streamlit as st
 
-from sae_explore import notes
-from sae_explore.bundle import Bundle
+from sae_explore.bundles.bundle import Bundle
 from sae_explore.errors import ExploreError
-from sae_explore.notes import MAX_LIST_FEATURES, Notes
+from sae_explore.notebook import notes
+from sae_explore.notebook.notes import MAX_LIST_FEATURES, Notes
 from sae_explore.views import own_notes
 from sae_explore.wording import count_of
 

@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 import numpy as np
 import streamlit as st
 
-from sae_explore import find, public_mode, resources, text_view
-from sae_explore.bundle import Bundle
+from sae_explore import public_mode, resources
+from sae_explore.bundles.bundle import Bundle
+from sae_explore.drawing.spans import dotted, md, plain
 from sae_explore.errors import ExploreError
-from sae_explore.find import Found
-from sae_explore.find_links import Search
-from sae_explore.spans import dotted, md, plain
+from sae_explore.explore import find, text_view
+from sae_explore.explore.find import Found
+from sae_explore.explore.find_links import Search
 from sae_explore.types import TextTrace
 from sae_explore.views import find_fields, model_wait
 from sae_explore.wording import count_of, sentence

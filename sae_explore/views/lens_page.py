@@ -7,10 +7,11 @@ import re
 import numpy as np
 import streamlit as st
 
-from sae_explore import figures, resources, spans
-from sae_explore.bundle import Bundle
-from sae_explore.diverse import LIMIT, cosine_matrix
-from sae_explore.spans import md
+from sae_explore import resources
+from sae_explore.bundles.bundle import Bundle
+from sae_explore.drawing import figures, spans
+from sae_explore.drawing.spans import md
+from sae_explore.features.diverse import LIMIT, cosine_matrix
 from sae_explore.views import addresses
 from sae_explore.views.feature_sections import convention_choice, lens_baseline
 

@@ -7,11 +7,13 @@ from urllib.parse import urlencode
 import pandas as pd
 import streamlit as st
 
-from sae_explore import links, notes, resources
-from sae_explore.bundle import Bundle
-from sae_explore.notes import MAX_LIST_FEATURES, MAX_NAME, MAX_NOTE, Notes, SavedList
-from sae_explore.spans import md, plain
-from sae_explore.text_view import labels_of
+from sae_explore import resources
+from sae_explore.bundles.bundle import Bundle
+from sae_explore.drawing.spans import md, plain
+from sae_explore.explore import links
+from sae_explore.explore.text_view import labels_of
+from sae_explore.notebook import notes
+from sae_explore.notebook.notes import MAX_LIST_FEATURES, MAX_NAME, MAX_NOTE, Notes, SavedList
 from sae_explore.views import addresses, export_buttons, notes_in_out, own_notes
 from sae_explore.views.lens_page import parse_numbers
 from sae_explore.wording import count_of

@@ -10,10 +10,12 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from sae_explore import links, map_colours, resources, text_view
-from sae_explore.browse import Filter, kept, ordered
-from sae_explore.bundle import Bundle
-from sae_explore.spans import md
+from sae_explore import resources
+from sae_explore.bundles.bundle import Bundle
+from sae_explore.drawing import map_colours
+from sae_explore.drawing.spans import md
+from sae_explore.explore import links, text_view
+from sae_explore.explore.browse import Filter, kept, ordered
 from sae_explore.types import TextTrace
 from sae_explore.views import addresses, feature_current, feature_tables, find_keep, own_notes
 from sae_explore.views.feature_panel import feature_panel
@@ -70,7 +72,7 @@ def _no_map(bundle: Bundle) -> None:
         st.info("This bundle has no map.", icon=":material/scatter_plot:")
         return
     st.info("This bundle has no map yet. Drawing one takes a minute or two, in a terminal:", icon=":material/scatter_plot:")
-    from sae_explore.feature_map import INSTALL
+    from sae_explore.features.feature_map import INSTALL
 
     st.code(f"{INSTALL}\npython -m sae_explore map {bundle.name}", language="bash")
 
@@ -142,7 +144,7 @@ def _map(
     bundle: Bundle, frame: pd.DataFrame, choice: str, found: np.ndarray | None, current: tuple[str, TextTrace] | None, feature: int | None
 ) -> None:
     """The map; `found` are the features of a search, if there is one."""
-    from sae_explore import figures_map  # plotly takes a while to import
+    from sae_explore.drawing import figures_map  # plotly takes a while to import
 
     points = resources.get_map_points(bundle)
     if bundle.own_labels:
@@ -172,7 +174,7 @@ def _map(
 
 def take_click(state: MutableMapping, selection: Mapping, bundle: Bundle) -> None:
     """What the browser has selected: a click chooses the feature, a box or a lasso lists what it holds, and nothing ends the list."""
-    from sae_explore.figures_map import picked_features
+    from sae_explore.drawing.figures_map import picked_features
 
     features = picked_features(selection, bundle.d_sae)
     if selection.get("box") or selection.get("lasso"):

@@ -6,9 +6,10 @@ import time
 
 import streamlit as st
 
-from sae_explore import public_mode, resources, spans
-from sae_explore.bundle import Bundle
-from sae_explore.model_sources import display_name, download_size, is_local
+from sae_explore import public_mode, resources
+from sae_explore.bundles.bundle import Bundle
+from sae_explore.drawing import spans
+from sae_explore.models.model_sources import display_name, download_size, is_local
 from sae_explore.wording import page_words
 
 _TICK = 0.25  # seconds between two looks at the job

@@ -8,11 +8,11 @@ import pandas as pd
 import streamlit as st
 
 from sae_explore import public_mode
-from sae_explore.bundle import Bundle
+from sae_explore.bundles.bundle import Bundle
+from sae_explore.drawing.spans import md, plain
 from sae_explore.errors import ExploreError
-from sae_explore.notes import Notes, sae_of
-from sae_explore.notes_json import MAX_BYTES, merged, read_json, to_json
-from sae_explore.spans import md, plain
+from sae_explore.notebook.notes import Notes, sae_of
+from sae_explore.notebook.notes_json import MAX_BYTES, merged, read_json, to_json
 from sae_explore.views import addresses, own_notes
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import streamlit as st
 
-from sae_explore import notes
-from sae_explore.bundle import Bundle
-from sae_explore.notes import MAX_LABEL, MAX_NOTE, Notes, OwnLabel
-from sae_explore.spans import md
+from sae_explore.bundles.bundle import Bundle
+from sae_explore.drawing.spans import md
+from sae_explore.notebook import notes
+from sae_explore.notebook.notes import MAX_LABEL, MAX_NOTE, Notes, OwnLabel
 from sae_explore.views import own_notes
 from sae_explore.wording import count_of
 

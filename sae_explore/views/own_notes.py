@@ -7,11 +7,11 @@ from collections.abc import Callable
 import streamlit as st
 
 from sae_explore import public_mode, resources
-from sae_explore.bundle import Bundle
+from sae_explore.bundles.bundle import Bundle
+from sae_explore.drawing.spans import md
 from sae_explore.errors import ExploreError
-from sae_explore.notes import Notes, sae_of
-from sae_explore.notes_store import FOLDER, NotesStore, SessionStore
-from sae_explore.spans import md
+from sae_explore.notebook.notes import Notes, sae_of
+from sae_explore.notebook.notes_store import FOLDER, NotesStore, SessionStore
 from sae_explore.wording import sentence
 
 _PROBLEM, _DONE = "_notes_problem", "_notes_done"

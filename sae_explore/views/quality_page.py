@@ -8,10 +8,12 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from sae_explore import figures, figures_quality, quality, resources, spans
-from sae_explore.bundle import Bundle
-from sae_explore.quality import LOSSES, NEAR, StoreQuality, number
-from sae_explore.spans import md
+from sae_explore import resources
+from sae_explore.bundles.bundle import Bundle
+from sae_explore.drawing import figures, figures_quality, spans
+from sae_explore.drawing.spans import md
+from sae_explore.features import quality
+from sae_explore.features.quality import LOSSES, NEAR, StoreQuality, number
 from sae_explore.views import addresses
 from sae_explore.wording import count_of, density_words, percent, sentence
 

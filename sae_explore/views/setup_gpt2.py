@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import streamlit as st
 
-from sae_explore import build_jobs, resources
-from sae_explore.bundle import Bundle
-from sae_explore.presets import request_for
+from sae_explore import resources
+from sae_explore.building import build_jobs
+from sae_explore.building.presets import request_for
+from sae_explore.bundles.bundle import Bundle
 from sae_explore.views import addresses
 from sae_explore.views.build_status import share_done
 
@@ -30,7 +31,7 @@ def offer(bundle: Bundle | None) -> None:
 
 def _begun() -> bool:
     """Start or go on with it; what stands in the way is said. Where it does not fit this machine, the Build page says so."""
-    from sae_explore import estimate  # the first page need not pay for these
+    from sae_explore.building import estimate  # the first page need not pay for these
     from sae_explore.views.build_form import begin, estimate_of
 
     job = build_jobs.job_named(resources.cache_folder(), NAME)

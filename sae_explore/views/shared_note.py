@@ -5,8 +5,8 @@ from __future__ import annotations
 import streamlit as st
 
 from sae_explore import public_mode, resources
-from sae_explore.shared_bundles import SharedBundles
-from sae_explore.spans import md
+from sae_explore.bundles.shared_bundles import SharedBundles
+from sae_explore.drawing.spans import md
 from sae_explore.wording import sentence
 
 _TICK = 0.25  # seconds between two looks at the job

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import streamlit as st
 
-from sae_explore import figures_html, public_mode, resources, spans
-from sae_explore.bundle import Bundle
+from sae_explore import public_mode, resources
+from sae_explore.bundles.bundle import Bundle
+from sae_explore.drawing import figures_html, spans
 from sae_explore.errors import ExploreError
 from sae_explore.views import addresses, own_notes, shared_note, sidebar
 from sae_explore.wording import sentence

@@ -5,8 +5,8 @@ from __future__ import annotations
 import streamlit as st
 
 from sae_explore import public_mode
-from sae_explore.bundle import Bundle
-from sae_explore.spans import md
+from sae_explore.bundles.bundle import Bundle
+from sae_explore.drawing.spans import md
 from sae_explore.views import addresses, setup_gpt2, shared_note
 from sae_explore.wording import architecture_name
 

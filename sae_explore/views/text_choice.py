@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import streamlit as st
 
-from sae_explore import links, public_mode, spans, text_view
-from sae_explore.bundle import Bundle
+from sae_explore import public_mode
+from sae_explore.bundles.bundle import Bundle
+from sae_explore.drawing import spans
 from sae_explore.errors import InputError
-from sae_explore.showcase import Pick
-from sae_explore.tokens import MAX_TEXT_TOKENS
+from sae_explore.explore import links, text_view
+from sae_explore.explore.showcase import Pick
+from sae_explore.models.tokens import MAX_TEXT_TOKENS
 from sae_explore.views.feature_starts import ANCHOR
 from sae_explore.wording import sentence
 

@@ -7,8 +7,10 @@ import json
 import numpy as np
 import streamlit as st
 
-from sae_explore import links, spans, text_view, wording
-from sae_explore.bundle import Bundle
+from sae_explore import wording
+from sae_explore.bundles.bundle import Bundle
+from sae_explore.drawing import spans
+from sae_explore.explore import links, text_view
 from sae_explore.types import TextTrace
 from sae_explore.views import addresses
 
@@ -31,7 +33,7 @@ def feature_map(bundle: Bundle, trace: TextTrace, rows: text_view.Ranked, positi
     panel = st.expander("Map of tokens and features", icon=":material/grid_on:", key="_map", on_change="rerun")
     if not panel.open:
         return
-    from sae_explore.figures_text import token_feature_heatmap  # plotly takes a while to import
+    from sae_explore.drawing.figures_text import token_feature_heatmap  # plotly takes a while to import
 
     features = rows.feature[:MAP_FEATURES]
     part = stretch(len(trace.tokens), int(rows.position[0]) if position is None else position)

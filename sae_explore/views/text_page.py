@@ -8,10 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 import streamlit as st
 
-from sae_explore import links, public_mode, resources, spans, text_view, wording
-from sae_explore.bundle import Bundle
+from sae_explore import public_mode, resources, wording
+from sae_explore.bundles.bundle import Bundle
+from sae_explore.drawing import spans
 from sae_explore.errors import ExploreError, InputError
-from sae_explore.showcase import Pick, notable
+from sae_explore.explore import links, text_view
+from sae_explore.explore.showcase import Pick, notable
 from sae_explore.types import TextTrace
 from sae_explore.views import addresses, example_links, feature_tables, model_wait, text_choice, text_extras
 from sae_explore.views.feature_panel import feature_panel

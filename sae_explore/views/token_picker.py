@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import streamlit as st
 
-from sae_explore import spans
+from sae_explore.drawing import spans
 
 _CSS = """
 :host { display: block; }

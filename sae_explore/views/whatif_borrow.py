@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import streamlit as st
 
-from sae_explore import resources, text_view
+from sae_explore import resources
 from sae_explore.errors import ExploreError
+from sae_explore.explore import text_view
 from sae_explore.resources import Piece
 from sae_explore.views import whatif_effect
 from sae_explore.views.whatif_scene import Scene, fires_here, refuse
@@ -55,7 +56,7 @@ def render(scene: Scene) -> None:
 
 
 def _edits(scene: Scene, source: str, how: str) -> tuple:
-    from sae_explore.patching import align, patched, patched_maximum
+    from sae_explore.whatif.patching import align, patched, patched_maximum
 
     trace = resources.get_trace(scene.bundle, source)
     other = resources.get_reading(scene.bundle, Piece(source, 0, len(trace.tokens)))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import streamlit as st
 
-from sae_explore.edits import Edit
 from sae_explore.views import whatif_effect
 from sae_explore.views.whatif_scene import Scene, fires_here, silent, unit_of
+from sae_explore.whatif.edits import Edit
 
 MODES = {"ablate": "Switch off", "set": "Set to", "scale": "Multiply by"}
 MODE_HELP = (

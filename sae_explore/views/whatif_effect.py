@@ -7,12 +7,13 @@ import math
 import numpy as np
 import streamlit as st
 
-from sae_explore import figures, resources, spans
-from sae_explore.edits import CONTROLS, Edit, Effect
+from sae_explore import resources
+from sae_explore.drawing import figures, spans
+from sae_explore.drawing.spans import md
 from sae_explore.errors import ExploreError
-from sae_explore.spans import md
 from sae_explore.views.token_picker import token_picker
 from sae_explore.views.whatif_scene import Scene, cost, refuse
+from sae_explore.whatif.edits import CONTROLS, Edit, Effect
 from sae_explore.wording import percent
 
 SHOWN = 6  # tokens of each list
@@ -116,7 +117,7 @@ def _text(scene: Scene, effect: Effect, position: int) -> None:
 
 def _token(scene: Scene, effect: Effect, position: int) -> None:
     """The prediction after one token."""
-    from sae_explore.figures_effects import probability_bars  # plotly takes a while to import
+    from sae_explore.drawing.figures_effects import probability_bars  # plotly takes a while to import
 
     names = scene.names
     st.subheader(f"After “{md(names[position])}”", anchor=False)

@@ -6,12 +6,14 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from sae_explore import resources, spans, text_view
-from sae_explore.edits import CHECKED, Attribution
+from sae_explore import resources
+from sae_explore.drawing import spans
+from sae_explore.drawing.spans import md
 from sae_explore.errors import ExploreError
-from sae_explore.spans import md
+from sae_explore.explore import text_view
 from sae_explore.views.token_picker import token_picker
 from sae_explore.views.whatif_scene import Scene, cost, refuse
+from sae_explore.whatif.edits import CHECKED, Attribution
 from sae_explore.wording import count_of, percent
 
 SHOWN = 16

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import streamlit as st
 
-from sae_explore import edits, resources, text_view
-from sae_explore.browse import start_feature
-from sae_explore.bundle import Bundle
+from sae_explore import resources
+from sae_explore.bundles.bundle import Bundle
+from sae_explore.drawing.spans import md
 from sae_explore.errors import ExploreError, InputError
-from sae_explore.spans import md
+from sae_explore.explore import text_view
+from sae_explore.explore.browse import start_feature
 from sae_explore.types import TextTrace
 from sae_explore.views import addresses, model_wait
 from sae_explore.views.whatif_scene import Scene, piece_of, refuse
+from sae_explore.whatif import edits
 from sae_explore.wording import sentence
 
 TOOLS = {"change": "Change", "borrow": "Borrow", "steer": "Steer", "explain": "Explain"}

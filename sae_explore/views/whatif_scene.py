@@ -7,13 +7,15 @@ from dataclasses import dataclass
 import numpy as np
 import streamlit as st
 
-from sae_explore import edits, public_mode, resources, spans
-from sae_explore.bundle import Bundle
+from sae_explore import public_mode, resources
+from sae_explore.bundles.bundle import Bundle
+from sae_explore.drawing import spans
+from sae_explore.drawing.spans import md
 from sae_explore.errors import ExploreError
+from sae_explore.models.windows import windows_of
 from sae_explore.resources import Piece
-from sae_explore.spans import md
 from sae_explore.types import TextTrace
-from sae_explore.windows import windows_of
+from sae_explore.whatif import edits
 from sae_explore.wording import count_of, percent, sentence
 
 

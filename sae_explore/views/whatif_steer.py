@@ -7,10 +7,12 @@ import time
 import numpy as np
 import streamlit as st
 
-from sae_explore import edits, public_mode, resources, spans
-from sae_explore.edits import Push, Sampling
+from sae_explore import public_mode, resources
+from sae_explore.drawing import spans
 from sae_explore.errors import ExploreError
 from sae_explore.views.whatif_scene import Scene, cost, refuse, unit_of
+from sae_explore.whatif import edits
+from sae_explore.whatif.edits import Push, Sampling
 from sae_explore.wording import percent
 
 BEGINNING = "I think that"
@@ -77,7 +79,7 @@ def _size(scene: Scene, strength: float) -> str:
 
 def _write(scene: Scene, said: str, *, prompt: str, strength: float, sampling: Sampling, new_tokens: int, on_prompt: bool) -> None:
     """Stream both texts. What is there is kept at every step, so that an interruption leaves it on the page."""
-    from sae_explore.steering import continuations
+    from sae_explore.whatif.steering import continuations
 
     kept = {"features": (scene.bundle.name, scene.features), "prompt": prompt, "strength": strength, "said": said, "texts": ["", ""],
             "tokens": 0, "seconds": 0.0, "ended": (False, False), "stopped": True}  # fmt: skip

@@ -13,9 +13,9 @@ import tiny_models
 import torch
 from app_server import ROOT, running_app
 
-from sae_explore.build import build
-from sae_explore.build_request import BuildRequest
-from sae_explore.model_sources import is_local
+from sae_explore.building.build import build
+from sae_explore.building.build_request import BuildRequest
+from sae_explore.models.model_sources import is_local
 
 CONTEXT = 64
 HOOK = "blocks.1.hook_resid_post"

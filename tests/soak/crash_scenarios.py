@@ -89,12 +89,13 @@ def scenarios(folder: Path, home: Path) -> list[Scenario]:
     import torch
     from build_checks import write_corpus
 
-    from sae_explore import bundle_repo, hub_download
-    from sae_explore.build import build
-    from sae_explore.build_request import BuildRequest
-    from sae_explore.pull import pull
-    from sae_explore.sae import Sae
-    from sae_explore.sae_formats import save_sae
+    from sae_explore.building.build import build
+    from sae_explore.building.build_request import BuildRequest
+    from sae_explore.bundles import bundle_repo
+    from sae_explore.bundles.pull import pull
+    from sae_explore.files import hub_download
+    from sae_explore.saes.sae import Sae
+    from sae_explore.saes.sae_formats import save_sae
     from sae_explore.types import SaeSpec
 
     hub = folder / "hub" / "models" / "soak"
@@ -166,9 +167,9 @@ def watch(cache: Path, expected: dict[str, dict[str, str]], stop: int, out: Path
 
     expected: generation -> signature, for each bundle. From when a bundle is first seen it must always be there.
     """
-    from sae_explore import bundle_files
-    from sae_explore.bundle import open_bundle
+    from sae_explore.bundles.bundle import open_bundle
     from sae_explore.errors import ExploreError
+    from sae_explore.files import bundle_files
 
     seen: Counter = Counter()
     problems: list[str] = []

@@ -195,7 +195,7 @@ def _stage(cache: Path, name: str) -> str:
 
 
 def _signature(cache: Path, name: str) -> dict[str, str]:
-    from sae_explore.bundle import open_bundle
+    from sae_explore.bundles.bundle import open_bundle
 
     bundle = open_bundle(name, cache=cache)
     return {bundle.manifest["folder"]: crash_scenarios.signature(bundle)}
@@ -206,8 +206,8 @@ def _signature(cache: Path, name: str) -> dict[str, str]:
 
 def kill_savings(folder: Path, kills: int, rng: random.Random) -> dict:
     """Two processes save labels in one file, each on its own features, and are killed: no confirmed label may be missing."""
-    from sae_explore import notes
-    from sae_explore.notes_store import FileStore
+    from sae_explore.notebook import notes
+    from sae_explore.notebook.notes_store import FileStore
 
     store = FileStore(folder / "labels", "labelled", sae="0" * 16, d_sae=D_SAE)
     confirmed: dict[int, int] = {}  # feature -> the number in its label

@@ -31,7 +31,7 @@ from bundles import Held, Server  # noqa: E402
 from visit import Visit  # noqa: E402
 from visitors import draw_walk, texts_of  # noqa: E402
 
-from sae_explore.bundle import open_bundle  # noqa: E402
+from sae_explore.bundles.bundle import open_bundle  # noqa: E402
 
 NOTES = 20  # of each part
 MOST_SLOPE = 1.0  # megabytes per 100 reruns or texts

@@ -29,8 +29,8 @@ import tiny_models  # noqa: E402
 from bundles import Held, Server  # noqa: E402
 from visit import Answer, Visit  # noqa: E402
 
-from sae_explore import build_jobs  # noqa: E402
-from sae_explore.bundle import Bundle, open_bundle  # noqa: E402
+from sae_explore.building import build_jobs  # noqa: E402
+from sae_explore.bundles.bundle import Bundle, open_bundle  # noqa: E402
 
 STEPS = 8  # pages of a walk
 LOOK = 5.0  # seconds between two looks at what the process holds

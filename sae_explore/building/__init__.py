@@ -1,0 +1,1 @@
+"""Making a bundle: request, stages, progress and resuming, estimate, the SAE's figures."""

@@ -1,0 +1,1 @@
+"""Bundles: opened, checked, chosen, loaded with their models, pushed and pulled."""

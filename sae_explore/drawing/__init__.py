@@ -1,0 +1,1 @@
+"""Tokens as HTML and numbers as plotly figures: pure functions, no Streamlit."""

@@ -1,0 +1,1 @@
+"""Sparse autoencoders: encoding and decoding, the formats of others, and training a TopK one."""

@@ -1,0 +1,1 @@
+"""Interventions: features switched off, turned up or patched inside a running model."""
