@@ -80,15 +80,16 @@ def test_token_features_by_hand():
 ROWS = st.lists(st.dictionaries(st.integers(0, D_SAE - 1), st.integers(1, 40).map(lambda v: v / 4), max_size=5), max_size=6)
 MAXIMA = st.lists(st.sampled_from([0, 1, 2, 4, 5]), min_size=D_SAE, max_size=D_SAE)
 DENSE = st.lists(st.booleans(), min_size=D_SAE, max_size=D_SAE)
+SURE = st.none() | st.lists(st.sampled_from([0.0, 0.5, 1.0, 2.0]), min_size=D_SAE, max_size=D_SAE)
 
 
 def share_of(value: float, maximum: float) -> float:
     return value / maximum if maximum else -1.0
 
 
-@given(ROWS, MAXIMA, DENSE, st.sampled_from(text_view.RANKINGS), st.booleans())
-def test_ranked_equals_brute_force(rows, maxima, dense, by, show_dense):
-    scale = Scale(np.asarray(maxima, np.float32), np.asarray(dense))
+@given(ROWS, MAXIMA, DENSE, SURE, st.sampled_from(text_view.RANKINGS), st.booleans())
+def test_ranked_equals_brute_force(rows, maxima, dense, sure, by, show_dense):
+    scale = Scale(np.asarray(maxima, np.float32), np.asarray(dense), sure and np.asarray(sure))
     firing = defaultdict(list)
     for position, row in enumerate(rows):
         for feature, value in row.items():
@@ -106,7 +107,8 @@ def test_ranked_equals_brute_force(rows, maxima, dense, by, show_dense):
                 "share": share_of(top, maxima[feature]),
             }
         )
-    expected.sort(key=lambda row: (-row[by], -row["max"], row["feature"]))
+    before = sure if sure and by == "share" else [0] * D_SAE
+    expected.sort(key=lambda row: (-row[by], -before[row["feature"]], -row["max"], row["feature"]))
     shown = [row for row in expected if show_dense or not dense[row["feature"]]]
     found = text_view.ranked(make_trace(rows), scale, by=by, dense=show_dense)
     assert found.hidden == len(expected) - len(shown)

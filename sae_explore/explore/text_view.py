@@ -29,12 +29,15 @@ class Scale(NamedTuple):
 
     maxima: np.ndarray  # strongest activation, 0 if it never fired
     dense: np.ndarray  # bool: fires on so many tokens that it tells little about any of them
+    sure: np.ndarray | None = None  # how sure its label is; 2 for one that a person gave
 
 
 def scale_of(bundle: Bundle) -> Scale:
-    """Maxima, and which features are dense by the bundle's own limit."""
+    """Maxima, which features are dense by the bundle's own limit, and how sure their labels are."""
     density = bundle.features["density"].to_numpy()
-    return Scale(np.asarray(bundle.maxima, np.float32), density > bundle.manifest["features"]["dense_above"])
+    sure = bundle.features["confidence"].to_numpy().astype(np.float32)
+    sure[[*bundle.human_labels, *bundle.own_labels]] = 2
+    return Scale(np.asarray(bundle.maxima, np.float32), density > bundle.manifest["features"]["dense_above"], sure)
 
 
 def check_own_text(text: str) -> str:
@@ -71,7 +74,11 @@ class Ranked:
 
 
 def ranked(trace: TextTrace, scale: Scale, *, by: str = "share", dense: bool = False) -> Ranked:
-    """All features that fire, ranked by `share`, `max` or `sum` (ties: the larger max, then the lower number)."""
+    """All features that fire, ranked by `share`, `max` or `sum`.
+
+    Ties: the larger max, then the lower number. Of shares many are equal, as features reach their maximum on some stored text: before
+    these the surer label.
+    """
     if by not in RANKINGS:
         raise InputError(f"cannot rank by {by!r}; allowed are {', '.join(RANKINGS)}")
     hits = trace.hits()
@@ -84,7 +91,8 @@ def ranked(trace: TextTrace, scale: Scale, *, by: str = "share", dense: bool = F
     }
     columns["share"] = shares(columns["max"], scale.maxima[feature])
     shown = np.ones(len(hits), bool) if dense else ~scale.dense[feature]
-    order = np.lexsort((feature, -columns["max"], -_low_if_nan(columns[by])))
+    sure = scale.sure[feature] if by == "share" and scale.sure is not None else np.zeros(len(hits))
+    order = np.lexsort((feature, -columns["max"], -sure, -_low_if_nan(columns[by])))
     order = order[shown[order]]
     return Ranked(feature[order], hidden=int((~shown).sum()), **{name: column[order] for name, column in columns.items()})
 
