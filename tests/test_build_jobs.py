@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import pytest
 from build_checks import CONTEXT, write_corpus
@@ -252,3 +253,21 @@ def test_two_that_start_a_build_at_once_do_not_both_look(tmp_path, monkeypatch):
     assert most == [1, 1]
     with alone(tmp_path / ".jobs", "unused"), pytest.raises(InputError, match="another build is being started at this moment"):
         start()  # another process holds it
+
+
+def test_the_end_of_a_build_is_not_noted_over_the_beginning_of_the_next(tmp_path, monkeypatch):
+    """The next one begins when the file has been looked at and the end not yet been written."""
+    file, read, seconds = tmp_path / "job.json", build_jobs._read, []
+    write_json(file, {"pid": 1})
+
+    def read_and_begin(path) -> dict:
+        found = read(path)
+        seconds.append(threading.Thread(target=build_jobs._begun, args=(file, {"pid": 2})))
+        seconds[0].start()
+        seconds[0].join(0.3)  # it waits for the end to be written
+        return found
+
+    monkeypatch.setattr(build_jobs, "_read", read_and_begin)
+    build_jobs._wait_for(SimpleNamespace(pid=1, wait=lambda: 0), file, {"pid": 1})
+    seconds[0].join(60)
+    assert read(file) == {"pid": 2}

@@ -269,6 +269,7 @@ def _said(options: dict) -> Iterator[str]:
 # ---- processes ---------------------------------------------------------------------------------------------------------
 
 _starting = threading.Lock()
+_noting = threading.Lock()  # a job's file, so that the end of one process is not noted over the next one's beginning
 
 
 @contextlib.contextmanager
@@ -303,15 +304,20 @@ def _launch(request: BuildRequest, cache: Path, how: list[str], expected: dict[s
         os.setpriority(os.PRIO_PROCESS, process.pid, _NICE)
     asked = {"request": asdict(request), "expected": expected, "pid": process.pid, "mark": process_mark(process.pid)}
     asked |= {"started": started, "heartbeat": started}
-    write_json(own / _JOB, asked)
+    _begun(own / _JOB, asked)
     threading.Thread(target=_wait_for, args=(process, own / _JOB, asked), name=f"build {request.name}", daemon=True).start()
     return job_named(cache, request.name)
+
+
+def _begun(file: Path, asked: dict) -> None:
+    with _noting:
+        write_json(file, asked)
 
 
 def _wait_for(process: subprocess.Popen, file: Path, asked: dict) -> None:
     """Take leave of the process when it ends, and note how it did; if the app has gone before, nobody needs to."""
     code = process.wait()
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError), _noting:
         if _read(file).get("pid") == process.pid:  # not removed, and not begun again since
             write_json(file, {**asked, "exit": code})
 
