@@ -11,6 +11,7 @@ from sae_explore.building import estimate as estimates
 from sae_explore.building.build_request import BuildRequest
 from sae_explore.building.estimate import Amount, Machine, amount_of, estimate, product_rate, size_words, this_machine, time_words
 from sae_explore.errors import InputError, ModelError
+from sae_explore.features.feature_map import can_draw
 from sae_explore.models.model_facts import ModelFacts, facts_of
 from sae_explore.models.model_sources import GPT2, SMOLLM2
 from sae_explore.texts.embedded import embedded_rows
@@ -18,7 +19,7 @@ from sae_explore.texts.embedded import embedded_rows
 FACTS = ModelFacts("m", "m", layers=4, width=10, block_parameters=1_200, vocabulary=100, positions=128, here=True)
 REQUEST = BuildRequest("b", "m", "blocks.1.hook_resid_post", latents=50, k=2, epochs=3, context=20)
 MACHINE = Machine(rate=1e6, memory=1 << 40, disk=1 << 40)
-FORWARD = (2 * 1_200 + 4 * 20 * 10) * 2 / 0.8  # a token through two blocks
+FORWARD = (2 * 1_200 + 4 * 20 * 10) * 2 / 0.85  # a token through two blocks
 ENCODE = 2 * 10 * 50
 
 
@@ -26,13 +27,14 @@ def test_seconds_of_a_trained_sae():
     found = estimate(REQUEST, FACTS, [Amount(10, 430)], MACHINE)  # 100 tokens, ten a text: each is read once
     assert found.tokens == 100
     steps = 300 / 512
-    sae = 100 * FORWARD + 300 * (ENCODE + 500 * 2 * 10) + steps * 1_000 * 50 * 10 + 1.5 * 100 * (FORWARD + ENCODE)
-    whole = 2 * (4 * 1_200 + 100 * 10) / 0.8
+    sae = 100 * FORWARD + 300 * (ENCODE + 100 * 2 * 10) + steps * 700 * 50 * 10 + 1.5 * 100 * (FORWARD + ENCODE)
+    whole = 2 * (4 * 1_200 + 100 * 10) / 0.85
     expected = {
         "model": 1e6,
         "sae": sae / 1e6,
         "store": 100 * (FORWARD + ENCODE) / 1e6,
-        "features": 50 * (3.5e8 + 7 * 10 * 100 + 2 * 50 * 10) / 1e6,
+        "features": 50 * (3.5e8 + 4.5 * 10 * 100 + 2 * 50 * 10) / 1e6,
+        "map": 50 * 2e8 / 1e6 * can_draw(),
         "metrics": (100 * (FORWARD + ENCODE) + 100 * (2 * FORWARD + 4 * whole)) / 1e6,
     }
     assert found.seconds == pytest.approx(expected)

@@ -5,11 +5,12 @@ with blocks of P parameters and width d, up to a hook after `depth` blocks, in w
 
     forward          2 P depth + 4 c d depth                 matrices, and queries against keys and weights against values
     encode           2 d L                                   L latents
-    training step    2 d L + 500 k d                         the encoder's product; the sparse rest is bound by memory, not arithmetic
-    a step's update  1000 L d                                Adam and the decoder's unit rows, whatever the batch
-    features         7 L d V + 3.5e8 L                       vocabulary of V tokens; the rest are examples and labels
+    training step    2 d L + 100 k d                         the encoder's product; the sparse rest is bound by memory, not arithmetic
+    a step's update  700 L d                                 Adam and the decoder's unit rows, whatever the batch
+    features         4.5 L d V + 3.5e8 L                     vocabulary of V tokens; the rest are examples and labels
+    map              2e8 L                                   where it can be drawn
 
-The forward runs at about 0.8 of the bare product's rate (measured, see the README), and the factors 500 and 1000 are what the rest takes
+The forward runs at about 0.85 of the bare product's rate (measured, see the README), and the factors 100 and 700 are what the rest takes
 in products' time on the machines it was measured on. All of it is good to about a factor of two.
 """
 
@@ -27,6 +28,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sae_explore.building.build_request import DEFAULT_HOOK, EVALUATED_TOKENS, LOSS_TOKENS, BuildRequest
+from sae_explore.features.feature_map import can_draw
 from sae_explore.memory import available_memory
 from sae_explore.models.model_facts import ModelFacts
 from sae_explore.texts.embedded import embedded_rows
@@ -34,10 +36,11 @@ from sae_explore.texts.text_specs import DIVERSE, EMBEDDED, HubSpec, diverse_spe
 from sae_explore.types import HookPoint
 
 CHARACTERS_PER_TOKEN = 4.3  # of English, with vocabularies of some 50,000
-_FORWARD = 0.8  # of the bare product's rate
-_SPARSE, _UPDATE = 500, 1_000  # see above
-_LENS = 7  # a (latent, vocabulary entry, dimension): two products, with the lists and statistics of three conventions
+_FORWARD = 0.85  # of the bare product's rate
+_SPARSE, _UPDATE = 100, 700  # see above
+_LENS = 4.5  # a (latent, vocabulary entry, dimension): two products, with the lists and statistics of three conventions
 _LATENT = 3.5e8  # a latent: its examples are read and it is named, some three milliseconds on two cores
+_MAP = 2e8  # a latent
 _FIXED = 1e12  # starting, loading the model twice and writing files: some five seconds on two cores
 _HUB_TEXT, _HUB_TEXTS = 1_000, 1_000  # characters of a text, and texts, where nothing says more
 _DIVERSE_CHARACTERS = {"news": 240, "reviews": 1_300, "science": 950, "encyclopedia": 1_700}  # of a text, on average
@@ -131,6 +134,7 @@ def estimate(
         + (1.5 * min(train_tokens, EVALUATED_TOKENS) * (forward + encode) if trained else _BLOCK * forward),
         "store": tokens * overlap * (forward + encode),
         "features": L * (_LATENT + _LENS * d * facts.vocabulary + 2 * L * d),
+        "map": L * _MAP if can_draw() else 0.0,
         "metrics": judged * overlap * (forward + encode) + min(tokens, LOSS_TOKENS) * (2 * forward + 4 * whole),
     }
     sae_bytes = 8 * L * d
