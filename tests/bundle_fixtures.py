@@ -12,6 +12,7 @@ import torch
 
 from sae_explore.building.build import build
 from sae_explore.building.build_request import BuildRequest
+from sae_explore.bundles.bundle import Bundle, open_bundle
 from sae_explore.saes.sae_formats import save_sae
 
 DEAD, DENSE = 3, 10
@@ -41,3 +42,23 @@ def app_cache(tiny_cache, monkeypatch) -> Path:
     st.cache_data.clear()
     st.cache_resource.clear()
     return tiny_cache
+
+
+@pytest.fixture
+def own_cache(app_cache, tmp_path, monkeypatch) -> Path:
+    """Both bundles in a cache of the test's own, on one's own machine: notes and lists can be written."""
+    for name in ("tiny", "planted"):
+        (tmp_path / name).symlink_to(app_cache / name, target_is_directory=True)
+    monkeypatch.setenv("SAE_EXPLORE_CACHE", str(tmp_path))
+    monkeypatch.setenv("SAE_EXPLORE_PUBLIC", "0")
+    return tmp_path
+
+
+@pytest.fixture
+def tiny(app_cache) -> Bundle:
+    return open_bundle("tiny")
+
+
+@pytest.fixture
+def planted(app_cache) -> Bundle:
+    return open_bundle("planted")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tiny_models
 import torch
+from app_server import CHROMIUM, FLAGS
 from hypothesis import HealthCheck, settings
 from tokenizers import Tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -140,3 +141,15 @@ def planted_sae():
         return Sae(spec, rows.T.contiguous(), torch.zeros(d_sae), rows, torch.zeros(d_in)).checked()
 
     return make
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium without a window."""
+    if not CHROMIUM:
+        pytest.skip("no Chromium is installed; `apt-get install chromium` brings one")
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield found
+        found.close()

@@ -98,7 +98,7 @@ def test_what_is_chosen_is_what_is_built(cache, started, gpt2_folder):
         "mine", str(gpt2_folder), "blocks.1.hook_resid_post", texts=("embedded",), latents=64, k=6, epochs=2, batch_size=8, context=64,
         max_tokens=5_000,
     )  # fmt: skip
-    assert set(options["expected"]) == {"model", "sae", "store", "features", "metrics"}
+    assert set(options["expected"]) == {"model", "sae", "store", "features", "map", "metrics"}
     assert options["replace"] is False
 
 

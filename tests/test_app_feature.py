@@ -10,7 +10,6 @@ import pytest
 from app_driver import address, bins_of, drawn, open_page, run, texts_of, unescaped, values_of
 
 from sae_explore import resources
-from sae_explore.bundles.bundle import Bundle, open_bundle
 from sae_explore.bundles.tracer import Tracer
 from sae_explore.errors import ModelError
 from sae_explore.features import lens
@@ -20,16 +19,6 @@ from sae_explore.public_mode import HIDDEN
 
 pytest_plugins = ["bundle_fixtures"]
 DEAD, DENSE = 0, 10  # of the bundle `planted`
-
-
-@pytest.fixture
-def tiny(app_cache) -> Bundle:
-    return open_bundle("tiny")
-
-
-@pytest.fixture
-def planted(app_cache) -> Bundle:
-    return open_bundle("planted")
 
 
 def choose(at, label: str, value: str):

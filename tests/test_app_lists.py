@@ -25,16 +25,6 @@ HOSTILE = "<script>x</script> **b** [l](javascript:1) :smile: $x$ `c` <b>"
 
 
 @pytest.fixture
-def tiny(app_cache) -> Bundle:
-    return open_bundle("tiny")
-
-
-@pytest.fixture
-def planted(app_cache) -> Bundle:
-    return open_bundle("planted")
-
-
-@pytest.fixture
 def old_scores(app_cache) -> Bundle:
     """A bundle as it was built before two of the scores existed."""
     folder = shutil.copytree(app_cache / "tiny", app_cache / "old")

@@ -22,12 +22,7 @@ HOSTILE = "<script>x</script> **b** [l](javascript:1) :smile: $x$"
 
 
 @pytest.fixture
-def tiny(app_cache, tmp_path, monkeypatch) -> Bundle:
-    """A cache of its own, in which notes can be written."""
-    for name in ("tiny", "planted"):
-        (tmp_path / name).symlink_to(app_cache / name, target_is_directory=True)
-    monkeypatch.setenv("SAE_EXPLORE_CACHE", str(tmp_path))
-    monkeypatch.setenv("SAE_EXPLORE_PUBLIC", "0")
+def tiny(own_cache) -> Bundle:
     return open_bundle("tiny")
 
 

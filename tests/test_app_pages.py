@@ -6,22 +6,12 @@ import pytest
 from app_driver import open_page, run, select_row, texts_of
 
 from sae_explore import resources
-from sae_explore.bundles.bundle import Bundle, open_bundle
+from sae_explore.bundles.bundle import Bundle
 from sae_explore.drawing import spans
 
 pytest_plugins = ["bundle_fixtures"]
 DEAD, DENSE = 0, 10  # of the bundle `planted`
 HOSTILE = "<script>x</script> **b** [l](javascript:1) :smile: $x$ `c` <b>"
-
-
-@pytest.fixture
-def tiny(app_cache) -> Bundle:
-    return open_bundle("tiny")
-
-
-@pytest.fixture
-def planted(app_cache) -> Bundle:
-    return open_bundle("planted")
 
 
 @pytest.mark.parametrize("bundle", ["tiny", "planted"])

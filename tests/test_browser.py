@@ -1,7 +1,7 @@
 """End to end in Chromium: what a visitor does, and what must never happen (markup that runs, console errors, a page too wide)."""
 
 import pytest
-from app_server import CHROMIUM, FLAGS, running_app
+from app_server import running_app
 
 pytest_plugins = ["bundle_fixtures"]
 pytestmark = pytest.mark.browser
@@ -16,17 +16,6 @@ def address(tiny_cache):
     with running_app(tiny_cache) as app:
         yield app.url
     assert "Traceback" not in app.log.read_text()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if not CHROMIUM:
-        pytest.skip("no Chromium is installed; `apt-get install chromium` brings one")
-    sync_api = pytest.importorskip("playwright.sync_api")
-    with sync_api.sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield found
-        found.close()
 
 
 def watch(target, errors: list[str]) -> None:

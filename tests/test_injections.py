@@ -3,7 +3,7 @@
 from urllib.parse import urlencode
 
 import pytest
-from app_server import CHROMIUM, FLAGS, running_app
+from app_server import running_app
 from injected_bundle import CURATED, GROUPED, OWN, injected
 from injections import HOST, INJECTIONS, SCAN, groups
 
@@ -51,17 +51,6 @@ def address(cache):
     with running_app(cache) as app:
         yield app.url
     assert "Traceback" not in app.log.read_text()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if not CHROMIUM:
-        pytest.skip("no Chromium is installed; `apt-get install chromium` brings one")
-    sync_api = pytest.importorskip("playwright.sync_api")
-    with sync_api.sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield found
-        found.close()
 
 
 @pytest.fixture
