@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -50,6 +51,17 @@ def test_the_example_runs(tiny_cache, tmp_path, monkeypatch, capsys):
 def test_importing_is_cheap(code, absent):
     check = f"import sys; {code}; print([m for m in {absent.split()!r} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", check], cwd=ROOT, capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_that_wait_sleep_unless_that_is_chosen(given, expected):
+    """It must be said before PyTorch is loaded, which `import sae_explore` never does."""
+    environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"} | (
+        {"OMP_WAIT_POLICY": given} if given else {}
+    )
+    code = "import os, sys, sae_explore; print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{expected} False\n"
 
 
 def test_names_are_found_and_others_refused():
