@@ -1,8 +1,8 @@
 """The README's Python example runs as it stands, and `import sae_explore` stays cheap."""
 
+import os
 import re
 import shutil
-import os
 import subprocess
 import sys
 from pathlib import Path
