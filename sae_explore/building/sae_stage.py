@@ -123,29 +123,12 @@ def _trained_sae(context: Context) -> dict:
     )
     save_sae(sae, context.out / bundle.SAE_FOLDER, dtype=getattr(torch, request.weights))
     sae = bundle_sae(context.out / bundle.SAE_FOLDER, asdict(spec)).to(context.device)
+    options = {"context": context.window, "bos": context.bos, "median_norm": info["median_norm"]}
     outside = None
     if held_out.num_rows:
         ids = tokenized(model, held_out["text"], lambda _s: None)
-        outside = evaluate_reconstruction(
-            model,
-            sae,
-            ids,
-            held_out["category"].to_pylist(),
-            context=context.window,
-            bos=context.bos,
-            median_norm=info["median_norm"],
-            max_tokens=EVALUATED_TOKENS,
-        )
-    inside = evaluate_reconstruction(
-        model,
-        sae,
-        train_ids,
-        ["train"] * len(train_ids),
-        context=context.window,
-        bos=context.bos,
-        median_norm=info["median_norm"],
-        max_tokens=EVALUATED_TOKENS // 4,
-    )
+        outside = evaluate_reconstruction(model, sae, ids, held_out["category"].to_pylist(), max_tokens=EVALUATED_TOKENS, **options)
+    inside = evaluate_reconstruction(model, sae, train_ids, ["train"] * len(train_ids), max_tokens=EVALUATED_TOKENS // 4, **options)
     train = {
         "tokens": info["tokens"],
         "documents": info["documents"],

@@ -26,7 +26,6 @@ from sae_explore.errors import InputError
 from sae_explore.models.model import load_full_model
 from sae_explore.models.model_sources import Report
 from sae_explore.models.next_token import States, states_from
-from sae_explore.models.tokens import char_ends
 from sae_explore.models.windows import Window, windows_of
 from sae_explore.types import SparseRows, TokenizedText
 from sae_explore.whatif.edits import CONTROLS, MAX_TOKENS, TOP, Edit, Effect, Shift, check_edits
@@ -149,12 +148,6 @@ class Lab:
 def _cut(tokens: TokenizedText, start: int, stop: int | None) -> TokenizedText:
     part = slice(start, stop)
     return TokenizedText(tokens.ids[part], tokens.texts[part], tokens.bytes[part], tokens.special[part])
-
-
-def text_from(tokens: TokenizedText, text: str, start: int, stop: int) -> str:
-    """The characters of tokens start..stop."""
-    ends = np.r_[0, char_ends(tokens.texts)]
-    return text[int(ends[start]) : int(ends[stop])]
 
 
 def _compare(logits: torch.Tensor, targets: torch.Tensor) -> list[torch.Tensor]:
